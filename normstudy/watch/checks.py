@@ -1,4 +1,4 @@
-"""Refuse models, optimizers and options that `normstudy.watch` does not support, before it adds a hook or a file."""
+"""Check the arguments of `normstudy.watch` before anything is written or hooked."""
 
 import math
 import operator
@@ -12,24 +12,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from normstudy.config.checks import check_study_name
-from normstudy.errors import ConfigError, nearest
+from normstudy.errors import ConfigError
 
-OPTIONS = (
-    "study", "results_dir", "every", "dense", "blocks", "names", "scaler", "config", "seed", "resume", "step",
-    "unigram_entropy", "bigram_entropy",
-)  # fmt: skip
-LARGEST = 2**31 - 1  # largest seed, and largest number of steps
-
-
-def known(options: Mapping[str, object]) -> None:
-    """Raise ConfigError for an option that watch does not have."""
-    for name in options:
-        if name not in OPTIONS:
-            raise ConfigError(f"watch has no option {name!r}.{nearest(name, OPTIONS)} Options: {', '.join(OPTIONS)}")
+LARGEST = 2**31 - 1  # the largest seed, and the largest number of steps
 
 
 def inner_model(model: object) -> nn.Module:
-    """Return the model inside the wrappers of DDP and torch.compile, which run the inner model's hooks."""
+    """Unwrap a model from DDP and torch.compile: hooks on the inner model also run when the wrapper is called."""
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is of type {type(model).__name__}: give the nn.Module that is trained")
     while True:
@@ -40,49 +29,49 @@ def inner_model(model: object) -> nn.Module:
 
 
 def inner_optimizers(given: object) -> list[Optimizer]:
-    """Return the optimizers inside the wrappers of accelerate and Lightning. The wrappers do not support hooks."""
+    """Unwrap optimizers from accelerate and Lightning, whose wrappers accept no step hooks."""
     found: list[Any] = [given] if isinstance(given, Optimizer) or not isinstance(given, Sequence) else list(given)
     for i, one in enumerate(found):
         if type(one).__module__.partition(".")[0] == "accelerate" or hasattr(one, "_on_before_step"):
             found[i] = one = getattr(one, "optimizer", one)
         if not isinstance(one, Optimizer):
-            raise ConfigError(f"optimizer is of type {type(one).__name__}: give a torch.optim.Optimizer or a list")
+            raise ConfigError(f"optimizer is of type {type(one).__name__}: give a torch Optimizer or a list of them")
         if not hasattr(one, "_optimizer_step_pre_hooks") or not getattr(type(one).step, "hooked", False):
             raise ConfigError(
-                f"{type(one).__name__} does not support step hooks, because it does not call Optimizer.__init__: "
-                "add this call, or give the optimizer that it wraps, to record the inner optimizer's updates"
+                f"{type(one).__name__} accepts no step hooks, because its __init__ does not call Optimizer.__init__: "
+                "add this call, or give watch the optimizer that it wraps"
             )
     if not found or len({id(one) for one in found}) < len(found):
-        raise ConfigError(f"optimizer is a list of {len(found)}, empty or with a duplicate: give each optimizer once")
+        raise ConfigError(f"optimizer is a list of {len(found)}, empty or with duplicates: give each optimizer once")
     return found
 
 
 def check_training(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Raise ConfigError if an optimizer does not train the model, or if the model cannot be watched."""
+    """Raise ConfigError if the optimizers do not train this model, or if watch does not support the model."""
     name, params = type(model).__name__, list(model.parameters())
     if not any(p.requires_grad for p in params):
-        raise ConfigError(f"{name} has no parameter that requires a gradient: give the model that is trained")
+        raise ConfigError(f"{name} has no parameters that are trained: give watch the model that is trained")
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in params):
-        raise ConfigError(f"{name} has parameters without a shape yet: call the model once before watch")
+        raise ConfigError(f"{name} has parameters without a shape yet: call the model once before the watch starts")
     ids = {id(p) for p in params}
     for one in optimizers:
         if not any(id(p) in ids for group in one.param_groups for p in group["params"]):
-            raise ConfigError(f"{type(one).__name__} has no parameter of {name}: give the model that it trains")
+            raise ConfigError(f"{type(one).__name__} has no parameter of {name}: give watch the model that it trains")
     held = [id(p) for one in optimizers for group in one.param_groups for p in group["params"] if id(p) in ids]
     if len(set(held)) < len(held):
-        raise ConfigError(f"{len(held) - len(set(held))} parameters are in two optimizers: give only one of the two")
+        raise ConfigError(f"{len(held) - len(set(held))} parameters are in two optimizers: give watch only one of them")
     sharded = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
     if sharded or any(type(p).__name__ == "DTensor" or type(p.data).__name__ == "DTensor" for p in params):
-        raise ConfigError("watch does not support sharded parameters (FSDP): train without FSDP, or without watch")
+        raise ConfigError("the parameters are sharded (FSDP), which watch does not support: train without FSDP")
     if _was_compiled(model):
         raise ConfigError(
-            f"a compiled {name} was called before this watch started, so its compiled graph has none of the hooks: "
-            "start the watch before the first call, or call torch._dynamo.reset() before the start"
+            f"a compiled {name} was called before this watch started, so the compiled graph contains no hooks: "
+            "start the watch before the first call, or call torch._dynamo.reset() first"
         )
 
 
 def _was_compiled(model: nn.Module) -> bool:
-    """Return whether torch.compile keeps a graph of the model's class, which it would reuse for this model."""
+    """Return whether torch.compile has cached a graph of the model's class, which this model would then reuse."""
     code = getattr(type(model).forward, "__code__", None)
     if code is None or "torch._dynamo.eval_frame" not in sys.modules:
         return False
@@ -91,7 +80,7 @@ def _was_compiled(model: nn.Module) -> bool:
 
 
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of watch, converted to Python's built-in types. Raises ConfigError for an illegal value."""
+    """Return watch's options, converted to Python's built-in types. Raise ConfigError if a value is not allowed."""
     kept = dict(options)
     for name in ("study", "results_dir", "blocks", "resume"):
         if not isinstance(kept[name], str | os.PathLike if name == "results_dir" else str | None):
@@ -105,15 +94,15 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
         try:
             kept[name] = value if value is None and name in ("seed", "step") else operator.index(value)
         except TypeError:
-            raise ConfigError(f"{name} {value!r} is not an integer: give one") from None
+            raise ConfigError(f"{name} {value!r} is not a whole number: give an int") from None
         if kept[name] is not None and not least <= kept[name] <= LARGEST:
-            raise ConfigError(f"{name} {value!r} is out of range: use {least} to {LARGEST}")
+            raise ConfigError(f"{name} {value!r} must be {least} or more, and at most {LARGEST}")
     if kept["step"] is not None and kept["resume"] is None:
-        raise ConfigError(f"step {kept['step']} needs resume: give the id of the run to continue")
+        raise ConfigError(f"step {kept['step']} needs resume: set resume to the id of the run to continue")
     if kept["scaler"] is not None and not hasattr(kept["scaler"], "_scale"):
         raise ConfigError(f"scaler is of type {type(kept['scaler']).__name__}: give the torch.amp.GradScaler")
     if kept["names"] is not None and not callable(kept["names"]):
-        raise ConfigError(f"names {kept['names']!r} is not a function: give one that takes a parameter's name")
+        raise ConfigError(f"names {kept['names']!r} is not callable: give a function of a parameter's name")
     if kept["config"] is not None:
         kept["config"] = _config(kept["config"])
     return {**kept, **_entropies(kept["unigram_entropy"], kept["bigram_entropy"])}
@@ -126,15 +115,15 @@ def _entropies(unigram: Any, bigram: Any) -> dict[str, float | None]:
         one, two = float(unigram), float(bigram)
     except (TypeError, ValueError):
         raise ConfigError(
-            f"unigram_entropy {unigram!r} and bigram_entropy {bigram!r} must be two numbers: an outcome needs both"
+            f"unigram_entropy {unigram!r} and bigram_entropy {bigram!r} must both be numbers: an outcome needs both"
         ) from None
     if not 0 <= two <= one < math.inf:
-        raise ConfigError(f"bigram_entropy {two:g} is out of range: it must be from 0 to unigram_entropy {one:g}")
+        raise ConfigError(f"bigram_entropy {two:g} must be between 0 and unigram_entropy {one:g}")
     return {"unigram_entropy": one, "bigram_entropy": two}
 
 
 def _config(given: object) -> dict[str, Any]:
-    """Convert a config for JSON: scalars of NumPy and torch to Python numbers, objects of unknown types to text."""
+    """Convert a config for JSON: NumPy and torch numbers to Python's, and values of unknown types to text."""
     if not isinstance(given, Mapping):
         raise ConfigError(f"config is of type {type(given).__name__}: give a dictionary")
     for name in given:
@@ -145,7 +134,7 @@ def _config(given: object) -> dict[str, Any]:
 
 def _plain(value: Any, depth: int) -> Any:
     if depth > 50:
-        raise ConfigError("config contains itself, or has more than 50 levels: give only what compare needs")
+        raise ConfigError("config contains itself, or is nested more than 50 levels deep: give a flatter dictionary")
     if isinstance(value, Mapping):
         return {str(name): _plain(one, depth + 1) for name, one in value.items()}
     if isinstance(value, list | tuple):
@@ -154,5 +143,5 @@ def _plain(value: Any, depth: int) -> Any:
         value = value.item()  # a scalar of NumPy or torch
     if isinstance(value, float) and math.isfinite(value):
         return value
-    # JSON has no infinity, and UTF-8 cannot encode half of a surrogate pair.
+    # JSON cannot store infinity, and UTF-8 cannot encode half a surrogate pair.
     return value if isinstance(value, bool | int | None) else str(value).encode(errors="replace").decode()

@@ -1,28 +1,20 @@
-"""Watch a Lightning Trainer: `Trainer(callbacks=[WatchCallback(study="mine")])`."""
+"""Watch Lightning's Trainer: `Trainer(callbacks=[WatchCallback(study="mine")])`."""
 
 from typing import Any
 
 import lightning
 from torch import Tensor
 
-from normstudy.watch.checks import known
-from normstudy.watch.watcher import Watch
+from normstudy.watch.watcher import TrainerHooks
 
 
-class WatchCallback(lightning.Callback):  # type: ignore[misc, unused-ignore]  # lightning may be missing
-    """Record the training of a Trainer's module. options: those of `normstudy.watch`."""
-
-    def __init__(self, **options: Any) -> None:
-        known(options)
-        self.options = options
-        self.watch: Watch | None = None
+class WatchCallback(TrainerHooks, lightning.Callback):  # type: ignore[misc, unused-ignore]  # lightning may be missing
+    """Record the training of a Trainer's module. The options are those of `normstudy.watch`."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        options = {"scaler": getattr(trainer.precision_plugin, "scaler", None), **self.options}
-        if options.get("resume") and trainer.global_step:
-            options.setdefault("step", trainer.global_step)
-        self.watch = Watch(pl_module, trainer.optimizers, **options).start()
-        self._loss: Tensor | None = None  # sum over the batches since the last step; Lightning has scaled each loss
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self.start_watch(pl_module, trainer.optimizers, scaler, trainer.global_step)
+        self._loss: Tensor | None = None  # sum over the step's batches; Lightning divides each loss by their number
         self._steps = trainer.global_step
 
     def on_train_batch_end(
@@ -37,11 +29,9 @@ class WatchCallback(lightning.Callback):  # type: ignore[misc, unused-ignore]  #
             self._loss, self._steps = None, trainer.global_step
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if self.watch is not None:
-            self.watch.close()
+        self.close_watch("done")
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        if self.watch is not None:
-            self.watch.close("failed")
+        self.close_watch("failed")

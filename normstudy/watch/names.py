@@ -9,16 +9,16 @@ from torch import nn
 
 from normstudy.errors import ConfigError
 
-Place = tuple[int | None, str]  # layer, or None outside the blocks; module
-# Map a parameter's name inside a block to its module, for nanoGPT, GPT-2, Llama, Gemma 2, OLMo 2, Mixtral, NeoX,
-# torch's TransformerEncoder and this project's models. The first pattern that is found in the name applies.
+Place = tuple[int | None, str]  # (layer, module); the layer is None outside the blocks
+# (pattern, module) for the names of parameters inside a block, in nanoGPT, GPT-2, Llama, Gemma 2, OLMo 2, Mixtral,
+# NeoX, torch's TransformerEncoder and this project's models. The first pattern that matches gives the module.
 INSIDE = (
     *((rf"\b{name}\b", name) for name in ("norm1_out", "norm2_out", "norm1_inner", "norm2_inner", "scale")),
     (r"\b(q|k|qkv?|query|key)_?(norm|layernorm)\b", "qkv_norm"),
     (r"\b(input_layernorm|ln_?1|norm_?1|attn_norm|attention_norm)\b", "norm1"),
     (r"\b(pre_feedforward_layernorm|ln_?2|norm_?2|ffn_norm|mlp_norm)\b", "norm2"),
     (r"\bpost_feedforward_layernorm\b", "norm2_out"),
-    (r"\bpost_attention_layernorm\b", "norm2"),  # "norm1_out" in a model that has a post_feedforward_layernorm
+    (r"\bpost_attention_layernorm\b", "norm2"),  # but "norm1_out" if a post_feedforward_layernorm exists
     (r"\b(mlp|ffn|feed_forward|block_sparse_moe)\..*(c_proj|down_proj|dense_4h_to_h|w2)\b", "mlp_out"),
     (r"\b(mlp|ffn|feed_forward|block_sparse_moe)\.", "mlp_in"),
     (r"\b(linear2|down)\b", "mlp_out"),
@@ -35,15 +35,16 @@ OUTSIDE = (
     (r"\b(lm_head|embed_out|unembed|head|output)\b", "unembed"),
 )
 
-
-WRAPPED = re.compile(r"\b_(orig_mod|checkpoint_wrapped_module)\.")  # parts of names that wrappers add
+WRAPPED = re.compile(
+    r"\b_(orig_mod|checkpoint_wrapped_module)\."
+)  # part of the names of compiled, checkpointed modules
 
 
 class Layout(NamedTuple):
-    """A model's groups of parameters, whose norms are recorded, and its blocks.
+    """Describe a model's blocks and groups of parameters.
 
-    places: layer and module of each group, in the model's order. groups: parameter's name -> index of its group.
-    blocks: the blocks in order; empty if the model has none.
+    places: (layer, module) of each group, in the model's order; groups: parameter's name -> index of its group in
+    `places`; blocks: the blocks in order, empty if the model has none.
     """
 
     places: list[Place]
@@ -54,8 +55,8 @@ class Layout(NamedTuple):
 def layout(model: nn.Module, blocks: str | None, names: Callable[[str], Place] | None) -> Layout:
     """Group a model's parameters by layer and module.
 
-    blocks: path of the blocks, such as model.layers; None: search for them. names: function from a parameter's name
-    to its place; None: the rules above. Raises ConfigError if `blocks` or `names` is wrong for this model.
+    blocks: path of the blocks, such as model.layers; None to search for them. names: a function from a parameter's
+    name to its place, used instead of the patterns. Raises ConfigError if `blocks` is not the path of any modules.
     """
     prefix, found = _blocks(model, blocks)
     parameters = [name for name, _ in model.named_parameters()]
@@ -65,7 +66,7 @@ def layout(model: nn.Module, blocks: str | None, names: Callable[[str], Place] |
 
 
 def _named(parameters: Sequence[str], names: Callable[[str], Place]) -> dict[str, Place]:
-    """Apply a user's function. Raises ConfigError if the function fails, or does not return a layer and a module."""
+    """Return the place that the user's function gives each parameter. Raise ConfigError if the function fails."""
     places: dict[str, Place] = {}
     for name in parameters:
         try:
@@ -82,14 +83,14 @@ def _named(parameters: Sequence[str], names: Callable[[str], Place]) -> dict[str
 
 
 def _blocks(model: nn.Module, where: str | None) -> tuple[str, list[nn.Module]]:
-    """Return the path of the module that contains the blocks, and the blocks. where: this path, if it is given."""
+    """Return the path of the module that contains the blocks, and the blocks; "" and [] if none are found."""
     if where is not None:
         try:
             found = list(model.get_submodule(where).children())
         except AttributeError:
             found = []
         if not found:
-            raise ConfigError(f"blocks {where!r} is not the path of a list of modules: give one such as model.layers")
+            raise ConfigError(f"blocks {where!r} names no modules of the model: write a path such as model.layers")
         return where, found
     candidates = []
     for path, module in model.named_modules():
@@ -102,13 +103,13 @@ def _blocks(model: nn.Module, where: str | None) -> tuple[str, list[nn.Module]]:
             candidates.append((path.count("."), *(-size for size in sizes), path, children))
     if not candidates:
         return "", []
-    # Prefer the outermost; among these, the one with most trained parameters, then the one with most parameters.
+    # Prefer the outermost blocks, then those with the most trained parameters, then those with the most parameters.
     *_, path, children = min(candidates, key=lambda one: one[:4])
     return path, children
 
 
 def _places(parameters: Sequence[str], prefix: str, n_blocks: int) -> dict[str, Place]:
-    """Apply the rules. If no rule matches some parameter of the blocks, use the model's own names in them all."""
+    """Return each parameter's place. If a name in the blocks matches no pattern, all blocks keep the model's names."""
     start = WRAPPED.sub("", f"{prefix}.") if prefix else ""
     within = re.compile(rf"{re.escape(start)}(\d+)\.(.+)") if n_blocks else re.compile(r"(?!)")
     plain = {name: WRAPPED.sub("", name) for name in parameters}
@@ -132,5 +133,5 @@ def _first(rules: Sequence[tuple[str, str]], name: str) -> str:
 
 
 def _leaf(name: str) -> str:
-    """Return the path of a parameter's module, or the parameter's name if it belongs to the model itself."""
+    """Return the path of the module that contains a parameter, or the parameter's name if no submodule contains it."""
     return name.rpartition(".")[0] or name

@@ -1,4 +1,4 @@
-"""Define what a probe measures in a step, and copy the numbers of many steps from the device together."""
+"""Store what a probe measures in each step, and convert many steps to numbers with one copy from the device."""
 
 import functools
 import math
@@ -14,31 +14,30 @@ from normstudy.watch.sums import has_norm, wide
 
 Number = float | Tensor | None
 LOGGED = ("train_loss", "val_loss", "lr", "skipped")
-KINDS = ("grads", "params", "updates")
 
 
 @dataclass
 class Row:
-    """What was measured in one step. Dictionaries are parameter's index -> norm, on the model's device."""
+    """Store the measurements of one step. Dictionaries map a parameter's index to a norm on the model's device."""
 
     step: int
     probed: bool
     lr: Number = None
     train_loss: Number = None
     val_loss: Number = None
-    grads: dict[int, Tensor] = field(default_factory=dict)  # of gradients before clipping
-    clipped: dict[int, Tensor] = field(default_factory=dict)  # of the gradients that the optimizer used
-    late: set[int] = field(default_factory=set)  # parameters whose gradient no backward made, such as one set by hand
+    grads: dict[int, Tensor] = field(default_factory=dict)  # before clipping
+    clipped: dict[int, Tensor] = field(default_factory=dict)  # after clipping, as the optimizer uses them
+    late: set[int] = field(default_factory=set)  # parameters whose gradient no backward produced
     params: dict[int, Tensor] = field(default_factory=dict)
     updates: dict[int, Tensor] = field(default_factory=dict)
-    stream: Tensor | None = None  # (3, points): sum of mean squares, number of passes, sum of squared gradients
+    stream: Tensor | None = None  # (3, points): sums of mean squares, forward passes, sums of squared gradients
     repeated: bool = False  # whether an optimizer called its closure several times, as L-BFGS does
-    skipped: Number = None  # above 0 if a fused optimizer made no update, because its scaler found inf or NaN
-    scale: Tensor | None = None  # factor by which a GradScaler multiplied the loss
+    skipped: Number = None  # above 0 if a fused optimizer made no update, because its scaler found inf
+    scale: Tensor | None = None  # the factor by which a GradScaler multiplied the loss
 
 
 def number(value: object) -> Number:
-    """Return a real number in the range of float32, or a detached tensor of one number; None for anything else."""
+    """Return a real number as a float (inf if too large for float32) or a tensor; return None for anything else."""
     if isinstance(value, Tensor):
         return value.detach().clone() if value.numel() == 1 and not value.is_complex() and not value.is_meta else None
     try:
@@ -51,33 +50,33 @@ def number(value: object) -> Number:
 
 
 class Numbers(NamedTuple):
-    """One step's numbers; NaN stands for a missing one. If the step was not probed, modules and stream are empty.
+    """Store the numbers of one step. A missing number is NaN.
 
-    steps: train_loss, val_loss, lr, and the grad_norm, param_norm, update_norm and clip_factor of all parameters.
-    modules: (groups, 3). stream: (points, 2).
+    steps: train_loss, val_loss and lr, then grad_norm, param_norm, update_norm and clip_factor over all parameters.
+    modules: (groups, 3) norms; stream: (points, 2) numbers; both are empty if the step was not probed.
     """
 
     step: int
     steps: list[float]
     modules: list[list[float]]
     stream: list[list[float]]
-    finite: bool  # whether the training loss (if it was logged) and all norms are finite
+    finite: bool  # whether the logged training loss and all norms are finite, or the step was skipped
 
 
 class Groups:
-    """Map parameters to their groups. Index tensors are cached, because creating one waits for the device."""
+    """Store the group of each parameter. Index tensors are cached, because creating one waits for the device."""
 
     def __init__(self, layout: Layout, model: nn.Module) -> None:
         params = list(model.named_parameters())
         self.of, self.n = [layout.groups[name] for name, _ in params], len(layout.places)
         self.device = next(p.device for _, p in params if p.requires_grad)
-        self.unknown = sorted({layout.groups[name] for name, p in params if not has_norm(p)})  # as in quantized models
+        self.unknown = sorted({layout.groups[name] for name, p in params if not has_norm(p)})  # without a norm
         self.points = len(layout.blocks) + 1 if layout.blocks else 0  # of the residual stream
         self.at = functools.cache(lambda which: torch.tensor([self.of[i] for i in which], device=self.device))
 
 
 class Copy:
-    """Start to copy rows from the device. The method `numbers` returns them later."""
+    """Start to copy rows from the device, and return their numbers later."""
 
     def __init__(self, rows: Sequence[Row], groups: Groups) -> None:
         self.rows, self.groups = rows, groups
@@ -106,7 +105,7 @@ class Copy:
         logged, *parts = (part.cpu().double() for part in self._parts)
         out, probed = [], zip(*parts, strict=True)
         for row, values in zip(self.rows, logged.tolist(), strict=True):
-            skipped = values.pop() > 0  # not a divergence: a fused optimizer made no update
+            skipped = values.pop() > 0  # a scaler found inf and a fused optimizer made no update: no divergence
             good = skipped or row.train_loss is None or math.isfinite(values[0])
             if not row.probed:
                 out.append(Numbers(row.step, [*values, *[math.nan] * 4], [], [], good))
@@ -131,15 +130,13 @@ def _scalar(value: Number, device: torch.device) -> Tensor:
 
 
 def _modules(row: Row, groups: Groups) -> Tensor:
-    """Return the norms of a row's groups, (3, groups + 1). The first number of the last column is the clip factor."""
-    out = torch.full((len(KINDS), groups.n + 1), math.nan, dtype=torch.float32, device=groups.device)
-    for k, kind in enumerate(KINDS):
-        found = getattr(row, kind)
+    """Return (3, groups + 1): norms, a row per kind and a column per group; out[0, -1] is the clip factor."""
+    out = torch.full((3, groups.n + 1), math.nan, dtype=torch.float32, device=groups.device)
+    for k, found in enumerate((row.grads, row.params, row.updates)):
         if found:
             at = groups.at(tuple(found))
-            norms = _stacked(found.values(), groups.device)
-            norms = norms.nan_to_num(math.inf, math.inf)
-            if kind == "grads" and row.scale is not None:
+            norms = _stacked(found.values(), groups.device).nan_to_num(math.inf, math.inf)
+            if k == 0 and row.scale is not None:
                 norms = norms / row.scale.to(groups.device)
             squares = norms.new_zeros(groups.n).index_add_(0, at, norms.square())
             out[k, :-1].index_copy_(0, at, squares.sqrt().float()[at])
@@ -147,7 +144,7 @@ def _modules(row: Row, groups: Groups) -> Tensor:
         before, after = (_stacked([of[i] for i in both], groups.device) for of in (row.grads, row.clipped))
         before = before / row.scale.to(groups.device) if row.scale is not None else before
         out[0, -1] = torch.linalg.vector_norm(after) / torch.linalg.vector_norm(before)
-    if row.late:  # it is not known whether these gradients were clipped
+    if row.late:  # it is unknown whether these gradients were clipped
         late = _stacked([row.clipped[i] for i in sorted(row.late)], groups.device)
         out[0, -1] = torch.where((late != 0).any(), math.nan, out[0, -1])
     return out
@@ -163,5 +160,5 @@ def _stream(row: Row, points: int, device: torch.device) -> Tensor:
         return torch.full((2, points), math.nan, dtype=torch.float32, device=device)
     squares, passes, gradients = row.stream
     norms = torch.where(gradients > 0, gradients, math.nan).sqrt()
-    squares = torch.where(squares < 0, math.nan, squares)  # `Stream.end` marks an unknown mean square by -inf
+    squares = torch.where(squares < 0, math.nan, squares)  # unknown, e.g. after several passes of a compiled block
     return torch.stack([(squares / passes).sqrt(), norms if row.scale is None else norms / row.scale]).float()

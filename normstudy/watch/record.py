@@ -1,4 +1,4 @@
-"""Write the numbers of a watched loop to a study's tables. If the program is killed, at most a minute is lost."""
+"""Write what is measured in a watched loop into the tables of a study."""
 
 import json
 import math
@@ -26,7 +26,7 @@ COLUMNS = ("train_loss", "val_loss", "lr", *NORMS, "clip_factor")  # of the tabl
 
 
 def folder_of(results_dir: str, study: str) -> Path:
-    """Return the folder of a study. Raises ConfigError if the study is sealed, or has the runs of a sweep."""
+    """Return the folder of a study. Raise ConfigError if the study is sealed or contains the runs of a sweep."""
     results_dir = places.expanded(results_dir, "results_dir")
     paths.check_study(results_dir, study)
     folder = Path(results_dir, study)
@@ -38,17 +38,17 @@ def folder_of(results_dir: str, study: str) -> Path:
 
 
 def row_of(folder: Path, run_id: str) -> dict[str, Any]:
-    """Return the row of a run to resume. Raises ConfigError if the run does not exist, or is compacted."""
+    """Return the row of a run to resume. Raise ConfigError if the run does not exist or is compacted."""
     row = parquet.read_row(folder, run_id) if re.fullmatch(r"[\w.+-]{1,99}", run_id, re.ASCII) else None
     if row is None:
         if run_id in tables.statuses(folder):
-            raise ConfigError(f"resume {run_id}: {folder} is compacted, so no run can be resumed: start a new run")
-        raise ConfigError(f"resume {run_id!r} is not a run of {folder}: give one of the study's run ids")
+            raise ConfigError(f"resume {run_id}: {folder} is compacted, so its runs cannot be resumed: start a new run")
+        raise ConfigError(f"resume {run_id!r} is not a run of {folder}: give one of its run ids")
     return row
 
 
 def check_resumed(folder: Path, given: Mapping[str, Any], groups: Sequence[Place]) -> None:
-    """Raise ConfigError if the options or groups of a watch differ from those of the run to resume."""
+    """Raise ConfigError if the options or the model differ from those of the run to resume."""
     if given["resume"] is None:
         return
     before = row_of(folder, given["resume"])
@@ -63,13 +63,13 @@ def check_resumed(folder: Path, given: Mapping[str, Any], groups: Sequence[Place
     there = set(zip(first["layer"].fillna(-1), first["module"], strict=True))
     if there and there != {(-1 if layer is None else layer, module) for layer, module in groups}:
         raise ConfigError(
-            f"the model's {len(groups)} modules differ from the {len(there)} modules of {given['resume']}: "
-            "resume the run with the model, blocks and names with which it began"
+            f"the model has {len(groups)} modules and the run's model had {len(there)}, with other names or layers: "
+            f"resume {given['resume']} with the run's model, blocks and names"
         )
 
 
 class Record:
-    """Collect the rows of a run's open window, and write the run's files."""
+    """Collect a run's rows, one window of steps at a time, and write the run's files."""
 
     def __init__(self, study_dir: Path, row: dict[str, Any], groups: Sequence[Place]) -> None:
         self.study_dir, self.row, self.groups, self.run_id = study_dir, row, groups, row["run_id"]
@@ -78,21 +78,21 @@ class Record:
         self._unsaved = False
 
     def resume(self, given: Mapping[str, Any]) -> int:
-        """Read the row and the open window of a run to resume, and return the run's next step.
+        """Read the row and the last window of the run to resume, and return the run's next step.
 
-        given: the watch's options, which `check_resumed` has accepted. Rows of later steps are deleted.
+        given: the watch's options, which `check_resumed` has accepted. Rows from the next step on are removed.
         """
         before, at = row_of(self.study_dir, self.run_id), given["step"]
         recorded: int = before["n_steps"]
         if at is not None and at > recorded:
-            lost = f"steps {recorded} to {at - 1} were not recorded; step {at} of the loop becomes step {recorded}"
+            lost = f"steps {recorded} to {at - 1} were not recorded; step {at} of the loop is step {recorded}"
             print(f"watch: {lost} of {self.run_id}", file=sys.stderr)
         step = recorded if at is None else min(int(at), recorded)
         self.row = before | {"status": "running", "n_steps": step, "finished_at": None, "final_val_loss": None}
         if before["nonfinite_step"] is not None and before["nonfinite_step"] >= step:
             self.row["nonfinite_step"] = None
         self.row |= {name: given[name] for name in ENTROPIES if given[name] is not None}
-        self._write_row()  # first, so that no reader takes the remaining rows for a finished run's
+        self._write_row()  # first, so that readers never see a finished run with missing rows
         self._open(max(step - 1, 0) // schema.WATCHED_WINDOW)
         for table in schema.SERIES:
             for path in (self.study_dir / "tables" / table).glob(f"{self.run_id}-*.parquet"):
@@ -107,17 +107,16 @@ class Record:
         return step
 
     def _open(self, number: int) -> None:
-        """Begin a window."""
         self._number, self._window = number, {table: [] for table in schema.SERIES}
 
     def _write_row(self) -> None:
-        """Write the run's row, which replaces the row written before."""
+        """Write the run's row, replacing an earlier one."""
         row = pa.Table.from_pylist([self.row], schema.SCHEMAS["runs"])
         with files.storing(self.study_dir):
             files.place(self.study_dir, f"tables/runs/{self.run_id}.parquet", parquet.encode("runs", row))
 
     def add(self, numbers: Numbers) -> None:
-        """Add a step's rows. If the step begins a window, write the window before."""
+        """Add a step's rows. If the step begins a new window, write the last window first."""
         if numbers.step // schema.WATCHED_WINDOW != self._number:
             self.write()
             self._open(numbers.step // schema.WATCHED_WINDOW)
@@ -133,11 +132,10 @@ class Record:
         self._unsaved = True
 
     def write(self) -> None:
-        """Write the run's row and the open window, which replaces its part that was written before."""
+        """Write the current window, replacing its earlier files, and the run's row."""
         found = []
         for table, rows in self._window.items() if self._unsaved else ():
-            columns = {name: [row[name] for row in rows] for name in schema.SCHEMAS[table].names}
-            content = pa.Table.from_pydict(columns, schema.SCHEMAS[table])
+            content = pa.Table.from_pylist(rows, schema.SCHEMAS[table])
             name = schema.window_name(self.run_id, self._number)
             found.append((f"tables/{table}/{name}", parquet.encode(table, content)))
         with files.storing(self.study_dir):
@@ -146,7 +144,7 @@ class Record:
         self._write_row()
 
     def end(self, status: str, **columns: object) -> None:
-        """Write the open window, and the run's row with its final status."""
+        """Write the current window, and the run's row with its final status."""
         now = tables.now()
         seconds = (now - self.row["started_at"]).total_seconds()
         self.row |= {"status": status, "finished_at": now, "wall_time_s": seconds, **columns}
@@ -159,7 +157,7 @@ def _known(columns: Sequence[str], values: Sequence[float]) -> dict[str, float |
 
 def first_row(run_id: str, given: Mapping[str, Any], layout: Layout, params: Sequence[torch.Tensor]) -> dict[str, Any]:
     """Return the columns of a run's row that are known at its start. given: the watch's options."""
-    config, seed = given["config"] or {}, given["seed"] or 0  # config may set columns of the table `runs`
+    config, seed = given["config"] or {}, given["seed"] or 0  # keys of config may be columns of `runs`
     kinds = cfg.asked_types()
     fits = {n: int | float if kind is float else kind for n, kind in kinds.items() if n not in schema.UNFILLED}
     return {

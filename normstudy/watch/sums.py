@@ -5,18 +5,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-ROW = 1024  # squares that are added one after another
-ORDINARY = (1e-15, 1e15)  # for a norm between these, all squares that matter are in the range of float32
+ROW = 1024  # number of squares that are added one after another
+ORDINARY = (1e-15, 1e15)  # for norms in this range, no relevant square over- or underflows float32
 
 
 @torch.no_grad()
 def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors' norms: in float64 if one of the tensors is float64, otherwise in float32.
+    """Return the tensors' norms in float32, or in float64 if one tensor is float64.
 
-    On a CPU torch adds all squares of a tensor one after another. For four million equal numbers, such as the first
-    updates of Adam, the norm is then off by 0.3 %. So a long tensor is split into rows, and the norm of the rows'
-    norms is computed in float64. A norm outside ORDINARY is computed again in float64. This check would wait for a
-    GPU, so a GPU computes all norms in float64.
+    On a CPU, torch adds the squares of a tensor one after another. For four million equal numbers, such as Adam's first
+    updates, this norm is off by 0.3 %. So long tensors are split into rows, whose norms are combined in float64. Norms
+    outside ORDINARY are recomputed in float64. A GPU computes all norms in float64, because this check would wait.
     """
     tensors = [torch.view_as_real(x) if x.is_complex() else x.float() if x.itemsize == 1 else x for x in tensors]
     dtype = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
@@ -39,13 +38,13 @@ def wide(device: torch.device) -> torch.dtype:
 
 @torch.no_grad()
 def sum_of_squares(x: Tensor) -> Tensor:
-    """Return the sum of a tensor's squares, in the widest type of its device."""
+    """Return the sum of a tensor's squares, in the device's widest type."""
     norm: Tensor = torch.linalg.vector_norm(x.detach(), dtype=wide(x.device))
     return norm.square()
 
 
 def has_norm(x: Tensor) -> bool:
-    """Return whether a tensor has a norm: not if it has integers, as in a quantized model, or is on the meta device."""
+    """Return whether a tensor has a norm: it is not a meta tensor, and not quantized to integers."""
     return (x.is_floating_point() or x.is_complex()) and not x.is_meta
 
 

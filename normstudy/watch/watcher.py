@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import inspect
 import math
 import os
 import secrets
@@ -19,19 +20,19 @@ from torch import nn
 from torch.optim import Optimizer
 
 from normstudy.analysis import likely_stuck
-from normstudy.errors import ConfigError, printable
+from normstudy.errors import ConfigError, nearest, printable
 from normstudy.study import files, locks, tables
 from normstudy.watch import checks, record
 from normstudy.watch import names as naming
-from normstudy.watch.numbers import Copy, Groups, Number, Numbers
+from normstudy.watch.numbers import Copy, Groups, Number
 from normstudy.watch.probe import Probe
 
-ROWS_AT_ONCE = 64  # number of steps that are copied from the device together
-SECONDS = 60.0  # time between two writes, which is the most that is lost if the program is killed
+ROWS_AT_ONCE = 64  # number of steps per copy from the device
+SECONDS = 60.0  # between two writes; if the program is killed, at most this time is lost
 
 
 class Watch:
-    """Record a training loop into a study. Use it as a context manager, or call `start` and `close`."""
+    """Record a training loop into a study. Use it in a `with` statement, or call `start` and `close`."""
 
     def __init__(
         self,
@@ -53,20 +54,19 @@ class Watch:
         bigram_entropy: float | None = None,
         **unknown: object,
     ) -> None:
-        """Check the arguments; nothing is written and no hook is added before `start`.
+        """Check the arguments. Only `start` writes files and adds hooks.
 
-        study: name of the study, required. every, dense: as probe.every and probe.dense_steps. blocks: path of the
-        blocks, such as model.layers, if watch does not find them. names: function from a parameter's name to (layer
-        or None, module). scaler: the GradScaler. config: values that `compare --by` and `--where` can use. seed: value
-        of the column seed. resume: id of a run to continue. step: first step to record of that run, if it is not the
-        one after the last recorded step. unigram_entropy, bigram_entropy: cross-entropies of the text in nats per
-        token, which an outcome needs.
+        study: required. every, dense: norms are measured every `every` steps and in the first `dense` steps. blocks:
+        path of the blocks, such as model.layers, if the search fails. names: parameter's name -> (layer or None,
+        module). scaler: the GradScaler. config: values that `compare --by` and `--where` may name. seed: recorded; 0
+        if not given. resume: id of the run to continue. step: its next step, if not the one after the last recorded
+        step. unigram_entropy, bigram_entropy: of the text, in nats per token; an outcome needs both.
 
-        Raises ConfigError if watch does not support the model, an optimizer or an option.
+        Raises ConfigError if an argument is not allowed or not supported.
         """
-        options = {name: value for name, value in locals().items() if name in checks.OPTIONS}
+        options = {name: value for name, value in locals().items() if name in OPTIONS}
         self._state = "refused"
-        checks.known(unknown)
+        check_names(unknown)
         self.model, self.optimizers = checks.inner_model(model), checks.inner_optimizers(optimizer)
         given = checks.check_options(options)
         checks.check_training(self.model, self.optimizers)
@@ -75,8 +75,8 @@ class Watch:
         self._given, self._scaler = given, scaler
         self._probe: Probe | None = None
         self._copy: Copy | None = None
-        self._silent = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self._silent = self._silent and torch.distributed.get_rank() != 0
+        dist = torch.distributed
+        self._silent = dist.is_available() and dist.is_initialized() and dist.get_rank() != 0
         self._warned = self._probed = self._streamed = False
         self._ignored: set[str] = set()
         self._lock = contextlib.ExitStack()
@@ -85,7 +85,7 @@ class Watch:
     def start(self) -> Watch:
         """Create the run, and add the hooks. In a process of DDP other than rank 0, do nothing."""
         if self._state == "ended":
-            raise ConfigError(f"this watch of {self.run_id} has ended: create another with resume={self.run_id!r}")
+            raise ConfigError(f"this watch has ended: to continue, create another one with resume={self.run_id!r}")
         if self._silent or self._state == "watching":
             self._state = "watching"
             return self
@@ -107,66 +107,56 @@ class Watch:
             self._record.write()
             self._groups = Groups(self.layout, self.model)
             self._probe = Probe(
-                self.model, self.optimizers, self.layout, self._probes, self._scaler, step, self._collect
-            )
+                self.model, self.optimizers, self.layout,
+                lambda t: bool(t < given["dense"] or not t % given["every"]), self._scaler, step, self._collect,
+            )  # fmt: skip
             self._began, self._written, self._first = time.monotonic(), time.monotonic(), step
-            self._flush_at = step + ROWS_AT_ONCE
             self.run_id, self._state, self._pid = run_id, "watching", os.getpid()
             self._lock = held.pop_all()
             OPEN.add(self)
         return self
 
-    def _probes(self, step: int) -> bool:
-        return bool(step < self._given["dense"] or not step % self._given["every"])
-
     def log(self, *, train_loss: Number = None, val_loss: Number = None, **others: object) -> None:
-        """Record losses: numbers, or tensors on any device. Log a training loss at the same place in each iteration."""
+        """Record losses: numbers or tensors. Log the training loss at the same place in each iteration."""
         if self._probe is None or self._probe.broken:
             return
         given = {"train_loss": train_loss, "val_loss": val_loss}
-        wrong = {name: value for name, value in others.items() if name not in self._ignored}
+        wrong = dict(others)
         try:
-            named = self._probe.log({name: value for name, value in given.items() if value is not None})
-            wrong |= {name: given[name] for name in named if name not in self._ignored}
+            wrong |= self._probe.log({name: value for name, value in given.items() if value is not None})
         except Exception as error:
-            self._probe._failed(error)
-        for name, value in wrong.items():
-            why = f"it is a {type(value).__name__}" if name in given else "watch has no such loss"
-            do = "log a number" if name in given else "log train_loss or val_loss"
-            print(printable(f"watch: {name} is not recorded, because {why}: {do}"), file=sys.stderr)
+            self._probe.failed(error)
+        for name in [name for name in wrong if name not in self._ignored]:
+            why = (
+                f"a {type(wrong[name]).__name__}, not a number" if name in given else "neither train_loss nor val_loss"
+            )
+            print(printable(f"watch: {name} is not recorded, because it is {why}"), file=sys.stderr)
         self._ignored |= wrong.keys()
 
     def _collect(self) -> None:
         probe = self._probe
         assert probe is not None
-        if probe.step >= self._flush_at or time.monotonic() - self._written > SECONDS:
+        if len(probe.rows) > ROWS_AT_ONCE or time.monotonic() - self._written > SECONDS:
             self._flush(probe, keep=1)
-            self._flush_at = probe.step + ROWS_AT_ONCE
         if time.monotonic() - self._written > SECONDS:
             self._record.write()
             self._written = time.monotonic()
 
     def _flush(self, probe: Probe, keep: int) -> None:
-        """Record the rows copied before, and start to copy the finished rows. keep: number of unfinished rows."""
+        """Record the copied rows, and start to copy the finished rows. keep: number of rows that are not finished."""
         began = time.perf_counter()
-        self._take_copied()
-        rows = probe.rows[: len(probe.rows) - keep]
-        if rows:
-            copied = Copy(rows, self._groups)
+        self._record_copied()
+        if rows := probe.rows[: len(probe.rows) - keep]:
+            self._copy = Copy(rows, self._groups)
             del probe.rows[: len(rows)]
-            if copied.ready:
-                self._add(copied.numbers())
-            else:
-                self._copy = copied
+            if self._copy.ready:
+                self._record_copied()
         probe.seconds += time.perf_counter() - began
 
-    def _take_copied(self) -> None:
+    def _record_copied(self) -> None:
+        """Wait for the copy that was started last, and record its numbers."""
         copied, self._copy = self._copy, None
-        if copied is not None:
-            self._add(copied.numbers())
-
-    def _add(self, numbers: Sequence[Numbers]) -> None:
-        for one in numbers:
+        for one in copied.numbers() if copied else ():
             self._record.add(one)
             self._probed = self._probed or bool(one.modules)
             self._streamed = self._streamed or any(not math.isnan(rms) for rms, _ in one.stream)
@@ -174,7 +164,7 @@ class Watch:
                 self._warn(one.step, [gradient for gradient, *_ in one.modules])
 
     def _warn(self, step: int, gradients: Sequence[float]) -> None:
-        """Print once if the first layer's gradient is as small as in runs that get stuck."""
+        """Warn once if the first layer's gradient is as small as in runs that got stuck."""
         rule = likely_stuck.rule()
         at = [i for i, (layer, module) in enumerate(self.layout.places) if module == "mlp_out" and layer is not None]
         if step < rule.step or len(at) < 2:
@@ -183,13 +173,14 @@ class Watch:
         self._warned = True
         if 0 <= first <= rule.threshold * last:
             print(
-                f"watch: first/last gradient ratio {first / last if last else 0:.2g} at step {step}: in "
-                f"normstudy's studies {rule.stuck} of {rule.looked} runs with so small a ratio ended stuck",
+                f"watch: the first layer's gradient is {first / last if last else 0:.2g} times the last one's "
+                f"at step {step}: in normstudy's studies {rule.stuck} of {rule.looked} runs "
+                "with so small a ratio ended stuck",
                 file=sys.stderr,
             )  # fmt: skip
 
     def close(self, status: str = "done") -> None:
-        """Remove the hooks, write all rows, and print what the watch cost. status: done, or failed after an error."""
+        """Remove the hooks, write the last rows, and print the watch's cost. status: done, or failed after an error."""
         probe, self._probe = self._probe, None
         self._state = "ended" if self._state == "watching" else self._state
         OPEN.discard(self)
@@ -198,7 +189,7 @@ class Watch:
         probe.detach()
         try:
             self._end(probe, "failed" if probe.broken else status)
-        except Exception as error:  # which must not fail a training that has ended
+        except Exception as error:  # print instead of raising: the training has ended well
             print(printable(f"watch: the end of {self.run_id} is not recorded: {error}"), file=sys.stderr)
         finally:
             self._lock.close()
@@ -206,7 +197,7 @@ class Watch:
     def _end(self, probe: Probe, status: str) -> None:
         try:
             self._flush(probe, keep=0)
-            self._take_copied()
+            self._record_copied()
         except Exception:
             status = "failed"
             raise
@@ -214,12 +205,12 @@ class Watch:
             final = probe.logged.get("val_loss")
             self._record.end(status, final_val_loss=None if final is None else float(final))
         steps, seconds = probe.step - self._first, time.monotonic() - self._began
-        cost = f", {100 * probe.seconds / seconds:.1f} % of the time" if seconds and steps else ""
-        said = f"watch: {steps:,} steps of {self.run_id} in {self._record.study_dir}{cost}"
+        cost = f"; the watch took {100 * probe.seconds / seconds:.1f} % of the time" if seconds and steps else ""
+        said = f"watch: recorded {steps:,} steps of {self.run_id} in {self._record.study_dir}{cost}"
         if probe.stream.repeats:
-            said += "; its blocks run several times in a pass, so no residual stream is recorded"
+            said += "; the model's blocks run several times in a pass, so the residual stream is not recorded"
         elif self._probed and self.layout.blocks and not self._streamed:
-            said += "; its blocks never ran their hooks: start the watch before the first call of a compiled model"
+            said += "; the blocks' hooks never ran: start the watch before the first call of a compiled model"
         print(printable(said), file=sys.stderr)
 
     def __enter__(self) -> Watch:
@@ -237,8 +228,37 @@ class Watch:
             self.close()
 
 
+OPTIONS = tuple(inspect.signature(Watch).parameters)[2:-1]
+
+
+def check_names(options: Mapping[str, object]) -> None:
+    """Raise ConfigError if a name in `options` is not an option of watch."""
+    for name in options:
+        if name not in OPTIONS:
+            raise ConfigError(f"watch has no option {name!r}.{nearest(name, OPTIONS)} Options: {', '.join(OPTIONS)}")
+
+
+class TrainerHooks:
+    """Start a watch when a trainer starts to train, and close the watch at the end. The options are those of Watch."""
+
+    def __init__(self, **options: Any) -> None:
+        check_names(options)
+        self.options = options
+        self.watch: Watch | None = None
+
+    def start_watch(self, model: nn.Module, optimizers: Any, scaler: Any, step: int) -> None:
+        options = {"scaler": scaler, **self.options}
+        if options.get("resume") and step:
+            options.setdefault("step", step)
+        self.watch = Watch(model, optimizers, **options).start()
+
+    def close_watch(self, status: str) -> None:
+        if self.watch is not None:
+            self.watch.close(status)
+
+
 def _close_all() -> None:
-    """Close the watches that are open when the program ends."""
+    """Close the watches that are open when the program exits."""
     for one in list(OPEN):
         one.close("failed" if hasattr(sys, "last_type") else "done")
 

@@ -277,7 +277,7 @@ def test_a_parameter_that_is_added_ends_the_watch(tmp_path: Path, capfd: pytest.
         model.late = nn.Linear(2, 2)
         optimizer.add_param_group({"params": list(model.late.parameters())})
         step(model, optimizer, batches(1)[0])
-    assert "a parameter was added to the model after the start" in capfd.readouterr().err
+    assert "an optimizer has a parameter that is new in the model" in capfd.readouterr().err
     found = normstudy.load(tmp_path / "mine")
     assert found.steps["step"].tolist()[:2] == [0, 1]
     assert found.runs["status"].tolist() == ["failed"]
@@ -310,7 +310,7 @@ def test_a_block_that_runs_several_times_has_no_points(tmp_path: Path, capfd: py
     model = made(Shared)
     with watched(model, optimizer := sgd(model), tmp_path):
         step(model, optimizer, batches(1)[0])
-    assert "its blocks run several times in a pass" in capfd.readouterr().err
+    assert "the model's blocks run several times in a pass" in capfd.readouterr().err
     found = normstudy.load(tmp_path / "mine")
     assert found.residual["rms"].isna().all()
     assert found.modules["grad_norm"].notna().all()
@@ -525,7 +525,7 @@ def test_each_block_twice_has_no_points(tmp_path: Path, capfd: pytest.CaptureFix
     model = made(Doubled)
     with watched(model, optimizer := sgd(model), tmp_path):
         step(model, optimizer, batches(1)[0])
-    assert "its blocks run several times in a pass" in capfd.readouterr().err
+    assert "the model's blocks run several times in a pass" in capfd.readouterr().err
     assert normstudy.load(tmp_path / "mine").residual["rms"].isna().all()
 
 

@@ -341,7 +341,9 @@ def test_a_run_that_looks_stuck_is_told_once_and_the_cost_at_the_end(
         ) as w:
             plain_loop(model, optimizer, rule.step + 80)
         *warned, last = capfd.readouterr().err.splitlines()
-        assert re.fullmatch(rf"watch: {rule.step + 80} steps of {w.run_id} in .*/mine, \d+\.\d % of the time", last)
+        assert re.fullmatch(
+            rf"watch: recorded {rule.step + 80} steps of {w.run_id} in .*/mine; .* \d+\.\d % of the time", last
+        )
         assert len(warned) == (factor < 1)
         for line in warned:
             assert f"at step {rule.step}: in normstudy's studies {rule.stuck} of {rule.looked} runs" in line
@@ -403,7 +405,7 @@ def test_an_optimizer_inside_the_backward_is_one_line(tmp_path: Path, capfd: pyt
     with watched(model, outer, tmp_path):
         for batch in batches(3):
             loss_of(model, batch).backward()
-    assert capfd.readouterr().err.count("backward leaves no gradient") == 1
+    assert capfd.readouterr().err.count("no gradient is left at the end of backward") == 1
     assert normstudy.load(tmp_path / "mine").steps.empty
 
 
@@ -452,7 +454,7 @@ def test_a_model_that_was_called_compiled_is_refused_until_its_graphs_are_gone(t
     loss_of(compiled, batches(1)[0])  # type: ignore[arg-type]
     other = made(Plain)
     for one in (model, compiled, other, torch.compile(other, backend="eager")):
-        with pytest.raises(normstudy.ConfigError, match="a compiled Plain was called before this watch"):
+        with pytest.raises(normstudy.ConfigError, match="a compiled Plain was called before this watch started"):
             watched(one, adamw(one), tmp_path)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
     torch._dynamo.reset()
@@ -473,8 +475,8 @@ def test_compiled_autograd_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixt
             plain_loop(model, w.optimizers[0], 3, log=w.log)
     torch._dynamo.reset()
     err = [line for line in capfd.readouterr().err.splitlines() if line.startswith("watch: stopped")]
-    assert err == ["watch: stopped at step 0 by RuntimeError: watch does not support compiled autograd: train "
-                   "without compiled autograd"]  # fmt: skip
+    assert err == ["watch: stopped at step 0 by RuntimeError: compiled autograd, which watch does not support: train "
+                   "without it"]  # fmt: skip
     assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), model.parameters(), strict=True))
     assert normstudy.load(tmp_path / "mine").steps.empty
 
@@ -498,7 +500,7 @@ except normstudy.ConfigError as error:
 dist.destroy_process_group()
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.stdout.startswith("watch does not support sharded parameters (FSDP)"), done.stderr
+    assert done.stdout.startswith("the parameters are sharded (FSDP), which watch does not support"), done.stderr
     assert not (tmp_path / "results").exists()
 
 
@@ -637,10 +639,10 @@ def test_what_cannot_be_watched_is_one_line(tmp_path: Path) -> None:
     tables.prepare(sealed)
     (sealed / schema.SEALED).touch()
     for call, words in (
-        (lambda: watched(frozen, optimizer, tmp_path), "no parameter that requires a gradient"),
+        (lambda: watched(frozen, optimizer, tmp_path), "no parameters that are trained"),
         (lambda: watched(made(Recurrent), optimizer, tmp_path), "has no parameter of Recurrent"),
-        (lambda: watched(model, optimizer, tmp_path, blocks="model.layers"), "is not the path of a list of modules"),
-        (lambda: watched(model, optimizer, tmp_path, every=0), "every 0 is out of range: use 1 to"),
+        (lambda: watched(model, optimizer, tmp_path, blocks="model.layers"), "names no modules of the model"),
+        (lambda: watched(model, optimizer, tmp_path, every=0), "every 0 must be 1 or more"),
         (lambda: watched(model, optimizer, tmp_path, study="swept").start(), "contains the runs of a sweep"),
         (lambda: watched(model, optimizer, tmp_path, study="sealed").start(), "is sealed"),
         (lambda: watched(model, optimizer, tmp_path, study="a/b").start(), "is not a valid study name"),
