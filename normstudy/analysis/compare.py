@@ -27,7 +27,7 @@ from normstudy.errors import ConfigError, short
 from normstudy.study import tables, whole
 
 FORMATS = ("table", "csv", "json", "markdown")
-WIDTH = 100  # characters; a wider table wraps its verdicts, and if necessary shows each cell's values in a line above
+WIDTH = 100  # in characters. A wider table wraps its verdicts. If still wider, it shows a cell's values above its rows
 NUMBERS = {"loss", "baseline's", "p", "Holm's p", "rates", "lowest", "highest", "best"}  # columns aligned right
 
 
@@ -36,7 +36,7 @@ def compare_study(
 ) -> pd.DataFrame:
     """Compare runs of a study, and return the table that `pairs.compare_pairs` describes. where: see `select`.
 
-    Raises ConfigError like these two functions, and if the folder is not a study or has no finished run.
+    Raises ConfigError like `select` and `compare_pairs`, and if the folder is not a study with a finished run.
     """
     finite("--margin", margin, 0, strict=True)
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
@@ -61,7 +61,7 @@ def render(comparison: pd.DataFrame, fmt: str) -> str:
 
 
 def heads(comparison: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Return the lines that explain the table of shares, and those that explain the table of losses."""
+    """Return two lists of lines: an explanation of the table of shares, and one of the table of losses."""
     by, family = comparison["by"].iloc[0], comparison["family"].iloc[0]
     base = f"{by}={value_text(comparison['baseline'].iloc[0])}"
     margin = comparison["margin"].iloc[0]
@@ -91,12 +91,12 @@ def values_as_text(found: pd.DataFrame, fmt: str) -> str:
 
 
 def cell_text(column: str, value: object) -> str:
-    """Format a config value for a table; of a text's sha256 only the first ten digits, which distinguish texts."""
+    """Format a config value for a table. A text's sha256 is cut to ten digits, which suffice to tell texts apart."""
     text = value_text(native(column, value))
     return text[:10] if column == "data_sha256" else text
 
 
-Row = tuple[list[str], list[str]]  # the texts of the cell columns, and those of the other columns
+Row = tuple[list[str], list[str]]  # texts of the cell columns, texts of all other columns
 
 
 def _share_rows(rows: list[dict[Any, Any]], places: list[list[str]]) -> tuple[list[str], list[Row]]:
@@ -147,14 +147,14 @@ def table_lines(cells: list[str], header: list[str], parts: list[Row], fmt: str)
     if fmt == "markdown":
         rows = [[cell.replace("\n", " ") for cell in (*place, *texts)] for place, texts in parts]
         return markdown_table(header, rows, right)
-    first = [i == 0 or parts[i - 1][0] != place for i, (place, _) in enumerate(parts)]  # of its cell
+    first = [i == 0 or parts[i - 1][0] != place for i, (place, _) in enumerate(parts)]  # first row of its cell?
     rows = [[*(place if top else [""] * len(place)), *texts] for top, (place, texts) in zip(first, parts, strict=True)]
     narrow = [[*row[:-1], "\n".join(textwrap.wrap(row[-1], 16))] for row in rows]
     for tried in (rows, narrow):
         lines = _text_table(header, tried, right)
         if max(map(len, lines)) <= WIDTH:
             return lines
-    n = len(header) - len(parts[0][1])  # number of cell columns, whose values get lines of their own
+    n = len(header) - len(parts[0][1])  # number of cell columns. Their values get separate lines
     lines = _text_table(header[n:], [row[n:] for row in narrow], {i - n for i in right})
     heights = [max(cell.count("\n") for cell in row) + 1 for row in narrow]
     body = iter(lines)

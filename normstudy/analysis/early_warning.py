@@ -1,4 +1,4 @@
-"""Measure how well a run's first steps predict that it ends stuck; docs/early_warning.md explains the method.
+"""Measure how well a run's first steps predict that the run ends stuck. See docs/early_warning.md for the method.
 
 Every outcome except `stuck` counts as not stuck, including unfinished, collapsed and diverged.
 """
@@ -19,15 +19,15 @@ from normstudy.study import tables, whole
 
 STUDIES = {  # kind -> committed studies; each kind is measured and reported separately
     "grids": ("warmup", "depth", "peak_lr", "placements", "rmsnorm", "boundary", "shallow", "best"),
-    "searches": ("critical_lr", "critical_warmup"),  # of runs near a critical value
+    "searches": ("critical_lr", "critical_warmup"),  # their runs are near a critical value
 }
-# Quantity -> the direction in which stuck runs differ: -1 if their values are smaller, 1 if larger.
+# Quantity -> -1 if stuck runs have smaller values of the quantity than other runs, 1 if larger values.
 QUANTITIES = {"gradient_ratio": -1, "update_rms": -1, "train_loss": 1}
 STEPS = (0, 24, 50, 100, 200)
-FIRST = 24  # the warning uses a run's first probed step that is at least this one and comes after the warmup
+FIRST = 24  # the warning uses a run's first probed step that is at least FIRST and comes after the warmup
 ALL = "all"  # stands for all placements
-RESAMPLES, SEED = 2000, 0  # of the bootstrap over cells
-TINY = float(np.finfo(np.float32).tiny)  # replaces smaller values, such as a gradient of 0
+RESAMPLES, SEED = 2000, 0  # number and seed of the bootstrap's resamples
+TINY = float(np.finfo(np.float32).tiny)  # replaces values below TINY, such as a gradient of 0
 
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
@@ -36,7 +36,7 @@ def observations(study_dir: Path) -> pd.DataFrame:
     """Return one row for each probed step of each finished run that has an outcome and two layers or more.
 
     losses: hash of the run's training losses. cell: placement and n_layers. gradient_ratio: grad_norm of `mlp_out` in
-    the first layer divided by that in the last. update_rms: root mean square of the update, divided by lr.
+    the first layer, divided by grad_norm of `mlp_out` in the last layer. update_rms: see `load.update_rms`.
     """
     asked = {"placement", "seed", "warmup_steps", "n_params", *RUN_COLUMNS, *whole.COLUMNS}
     runs = tables.read(study_dir, "runs", sorted(asked))
@@ -60,7 +60,7 @@ def observations(study_dir: Path) -> pd.DataFrame:
 def distinct(rows: pd.DataFrame) -> pd.DataFrame:
     """Drop rows with a quantity that is not finite. Of runs with equal training losses, keep one row for each step.
 
-    Copies of a run may be probed at different steps; all these steps are kept. The order of `rows` does not matter.
+    Copies of a run may be probed at different steps. The union of these steps is kept. Any order of `rows` will do.
     """
     rows = rows.loc[np.isfinite(rows[[*QUANTITIES]].to_numpy()).all(axis=1)]
     rows = rows.sort_values(["cell", "seed", "losses", "step", "study", "run_id"])
@@ -68,7 +68,7 @@ def distinct(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_step(rows: pd.DataFrame, step: int | None) -> pd.DataFrame:
-    """Return the rows of a step, without runs in their warmup. None: each run's first such step from FIRST on."""
+    """Return a step's rows, without runs in warmup. None: each run's first step from FIRST on, after the warmup."""
     rows = rows[rows["step"] >= rows["warmup_steps"]]
     if step is None:
         rows = rows[rows["step"] >= FIRST]
@@ -77,15 +77,15 @@ def at_step(rows: pd.DataFrame, step: int | None) -> pd.DataFrame:
 
 
 def suspicion(rows: pd.DataFrame, quantity: str) -> Floats:
-    """Return the logarithm of a quantity, or minus it if stuck runs are expected to have smaller values."""
+    """Return a quantity's logarithm, with a minus sign if stuck runs are expected to have smaller values."""
     return np.asarray(QUANTITIES[quantity] * np.log(np.maximum(rows[quantity].to_numpy(float), TINY)))
 
 
 def auc(stuck: Bools, score: Floats, weights: Floats) -> Floats:
-    """Return the share of pairs, of one stuck and one other run, in which the stuck run has the larger score.
+    """Return the AUC: the share of pairs (a stuck run, any other) in which the stuck run's score is larger.
 
-    It is the area under the ROC curve (Hanley and McNeil, 1982); a tie counts half. stuck, score: (runs,). weights:
-    (k, runs), how often each run counts. Returns (k,), NaN where there is no pair.
+    The AUC is the area under the ROC curve (Hanley and McNeil, 1982). A tie counts half. stuck, score: (runs,).
+    weights: (k, runs), how often each run counts. Returns (k,), NaN where there is no pair.
     """
     order = np.argsort(score, kind="stable")
     starts = np.unique(score[order], return_index=True)[1]
@@ -96,7 +96,7 @@ def auc(stuck: Bools, score: Floats, weights: Floats) -> Floats:
 
 
 def auc_interval(stuck: Bools, score: Floats, cells: Sequence[str]) -> tuple[float, float, float]:
-    """Return the AUC and its 95 % interval by a bootstrap over cells; NaN if no run is stuck, or all are."""
+    """Return the AUC and its 95 % interval by a bootstrap over cells: NaN if no run is stuck, or every run is."""
     if stuck.all() or not stuck.any():
         return math.nan, math.nan, math.nan
     names, codes = np.unique(cells, return_inverse=True)
@@ -107,18 +107,18 @@ def auc_interval(stuck: Bools, score: Floats, cells: Sequence[str]) -> tuple[flo
 
 
 def threshold(stuck: Bools, score: Floats) -> float:
-    """Return the lowest score that is flagged. It maximizes the flagged share of stuck runs minus that of others."""
+    """Return the lowest flagged score: it maximizes (share of stuck runs flagged) - (share of others flagged)."""
     if stuck.all() or not stuck.any():
         return math.inf
     levels = np.unique(score)
     at = np.searchsorted(levels, score)
     yes, no = (np.bincount(at[part], minlength=len(levels))[::-1].cumsum() / part.sum() for part in (stuck, ~stuck))
-    best = int(np.argmax(yes - no))  # of equal maxima, that with the fewest flagged runs
+    best = int(np.argmax(yes - no))  # the first of equal maxima, which flags the fewest runs
     return float(levels[::-1][best : best + 2].mean()) if yes[best] > no[best] else math.inf
 
 
 def flagged(rows: pd.DataFrame, score: Floats) -> Bools:
-    """Return which runs are flagged. A run's threshold is learned from runs with another cell and another seed."""
+    """Return which runs are flagged. A run's threshold is learned from runs of other cells with other seeds."""
     found = np.zeros(len(rows), bool)
     stuck, seed, cell = rows["stuck"].to_numpy(bool), rows["seed"].to_numpy(), rows["cell"].to_numpy()
     for a_cell, a_seed in set(zip(cell, seed, strict=True)):
@@ -154,14 +154,14 @@ def _rows(rows: pd.DataFrame, quantity: str) -> Iterator[dict[str, object]]:
 
 
 def rule_of(table: pd.DataFrame) -> dict[str, float]:
-    """Return the fields of `likely_stuck.Rule`, for `normstudy status`. The counts are those of held-out runs."""
+    """Return the fields of `likely_stuck.Rule`, for `normstudy status`. The counts are of held-out runs."""
     where = 'kind == "grids" and step.isna() and quantity == "gradient_ratio" and placement == @ALL'
     (r,) = table.query(where).to_dict("records")
     return {"step": FIRST, "threshold": r["threshold"], "looked": r["caught"] + r["false"], "stuck": r["caught"]}
 
 
 def markdown(table: pd.DataFrame, missed: bool) -> str:
-    """Format the table of all quantities, or, if `missed`, the table of the gradient ratio by placement."""
+    """Format the table of all quantities. If `missed`, format the table of the gradient ratio by placement."""
     one, by, rows = table["placement"] != ALL, "placement" if missed else "quantity", list[list[str]]()
     for r in table[one & (table["quantity"] == "gradient_ratio") if missed else ~one].to_dict("records"):
         step = f"first from {FIRST}" if pd.isna(r["step"]) else str(r["step"])

@@ -8,8 +8,8 @@ from normstudy.config import short_float
 from normstudy.errors import short
 
 Value = str | int | float | bool | None  # the value of a cell in a stored table
-NORMS = {"pre": "pre-norm", "post": "post-norm"}  # other placements have the config's names
-# Spreadsheets run text that begins with one of these characters as a formula; see OWASP on CSV injection.
+NORMS = {"pre": "pre-norm", "post": "post-norm"}  # names in titles; other placements keep the config's name
+# Spreadsheets run text as a formula if the text begins with one of these characters (OWASP, CSV injection).
 FORMULA = r"^([=+\-@\t\r\n\x00])"
 
 
@@ -26,7 +26,7 @@ def typed_number(value: float) -> str:
 
 
 def three_digits(value: float, thousands: str = "") -> str:
-    """Format a number with three digits, 0.0213, or from 1000 as an integer: 1530, or 1,530 if `thousands` is ","."""
+    """Format a number with three digits: 0.0213. From 1000 on format an integer: 1530, or 1,530 by `thousands`."""
     return f"{value:{thousands}.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
@@ -87,7 +87,7 @@ def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Col
 def markdown_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = (), *, compact: bool = False
 ) -> list[str]:
-    """Return a Markdown table's lines. right: see `plain_table`. compact: True omits spaces in the second line."""
+    """Return a Markdown table's lines. right: see `plain_table`. compact: whether to omit spaces in the second line."""
     rule = ["---:" if i in right else "---" for i in range(len(header))]
     escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     lines = [f"| {' | '.join(row)} |" for row in (header, rule, *escaped)]

@@ -1,6 +1,6 @@
-"""Count the running runs that look stuck, from the gradients on disk; docs/early_warning.md explains the rule.
+"""Count the running runs that look stuck by their gradients on disk. docs/early_warning.md explains the rule.
 
-A run's rows are on disk when its first window of steps is full (`schema.window_size`).
+A run's first rows reach the disk when the first window of steps is full (`schema.window_size`).
 """
 
 import functools
@@ -22,8 +22,8 @@ COLUMNS = (*whole.COLUMNS, "warmup_steps")  # the columns of `runs` that `Likely
 class Rule(NamedTuple):
     """The content of early_warning.json, which scripts/early_warning.py computes from the committed studies."""
 
-    step: int  # a run is judged at its first probed step that is at least this one and comes after the warmup
-    threshold: float  # a run looks stuck if the first layer's gradient norm divided by the last's is at most this
+    step: int  # a run is judged at its first probed step that is at least `step` and comes after the warmup
+    threshold: float  # a run looks stuck if the ratio of the first and last layers' gradient norms is at most this
     looked: int  # how many runs of the committed studies looked stuck, by thresholds learned from other runs
     stuck: int  # how many of the runs that looked stuck ended stuck
 
@@ -34,7 +34,7 @@ def rule() -> Rule:
 
 
 def text_of(n: int) -> str:
-    """Describe `n` running runs that look stuck, with how often such runs of the committed studies ended stuck."""
+    """Describe `n` running runs that look stuck. Add how often runs that looked stuck ended stuck in past studies."""
     step, _, looked, stuck = rule()
     seen = f"of those that looked so at step {step} or after their warmup, {stuck} of {looked} were"
     return f"{n:,} likely stuck ({seen})"
@@ -55,7 +55,7 @@ class LikelyStuck:
         self._looks: dict[str, bool] = {}  # run_id -> whether the run looks stuck
 
     def count(self, runs: Iterable[tuple[Any, ...]]) -> int:
-        """Return how many runs look stuck. A run without rows on disk does not count. runs: each run's COLUMNS."""
+        """Return how many runs look stuck. A run without rows on disk does not count. runs: COLUMNS of each run."""
         return sum(self._looks_stuck(whole.Expected(*values), warmup_steps) for *values, warmup_steps in runs)
 
     def _looks_stuck(self, run: whole.Expected, warmup_steps: int) -> bool:
@@ -68,9 +68,9 @@ class LikelyStuck:
             return False
         try:
             rows = pa.concat_tables(parquet.read_file(path, schema.SCHEMAS["modules"])).filter(pc.field("step") == step)
-        except (ConfigError, OSError, pa.ArrowException):  # `normstudy check` names a damaged file
+        except (ConfigError, OSError, pa.ArrowException):  # a file is damaged: `normstudy check` names it
             rows = schema.SCHEMAS["modules"].empty_table()
-        if not len(rows) and run.source == schema.WATCH:  # a longer file will replace this one
+        if not len(rows) and run.source == schema.WATCH:  # the watch will replace this file by a longer file
             return False
         rows = rows.filter((pc.field("module") == "mlp_out") & pc.field("grad_norm").is_valid())
         norm = {r["layer"]: r["grad_norm"] for r in rows.to_pylist()}

@@ -31,10 +31,10 @@ class Tables(NamedTuple):
 def load(study_dir: Path | str, *, join: bool = False, where: Where = ()) -> Tables:
     """Read a study, even while a sweep is writing it. Raises ConfigError for a folder that is not a study.
 
-    A run that lacks rows of a table has no rows of that table here, and a warning (MissingRows) names the run. The
-    tables have the stored columns and derived ones: `runs` gets outcome (null for a run that is not done or is
-    UNJUDGED), gap_closed and bits_per_byte (of the final validation loss), `steps` update_rms, `modules` update_ratio.
-    join: whether to add columns of `runs` to the other tables. These are outcome, ALWAYS_JOINED and every config column
+    If rows of a run are missing in a table, all rows of the run in this table are left out, and a warning (MissingRows)
+    names the run. Derived columns are added. `runs` gets gap_closed, bits_per_byte (of the final validation loss) and
+    outcome (null for a run that is not done or is UNJUDGED). `steps` gets update_rms, and `modules` gets update_ratio.
+    join: whether to add these columns of `runs` to the other tables: outcome, ALWAYS_JOINED, and every config column
     that varies in the study. where: which runs to read, as on the command line: "n_layers=2,4,peak_lr>=1e-3".
     """
     # Read `runs` first, because a sweep marks a run as done after it has saved the run's rows in the other tables.
@@ -66,9 +66,9 @@ def update_ratio(modules: pd.DataFrame) -> pd.Series[float]:
 
 
 def update_rms(steps: pd.DataFrame, n_params: pd.Series[float] | float) -> pd.Series[float]:
-    """Return update_norm / (lr sqrt(n_params)) of each row of `steps`: the update's RMS / lr, or null if lr is 0."""
+    """Return update_norm / (lr sqrt(n_params)) of each row of `steps`, or null if lr is 0."""
     rate = steps["lr"].where(steps["lr"] != 0).astype(np.float64)
-    return (steps["update_norm"] / (rate * np.sqrt(n_params))).astype(np.float32)  # the type of the stored norms
+    return (steps["update_norm"] / (rate * np.sqrt(n_params))).astype(np.float32)  # stored norms have this type
 
 
 def stationary_rms(beta1: float) -> float:

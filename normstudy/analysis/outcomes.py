@@ -18,17 +18,17 @@ Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.intp]]
 Loss = TypeVar("Loss", float, "pd.Series[float]")
 
-UNJUDGED = "unjudged"  # stands for the outcome of a run that has none
+UNJUDGED = "unjudged"  # stands for a missing outcome
 OUTCOMES = ("learned", "partial", "stuck", "collapsed", "spiked", "diverged", "unfinished", UNJUDGED)
 FAILED = ("stuck", "collapsed", "diverged")  # outcomes of runs whose training failed
-MEANING = {  # outcomes for which the user can do something
+MEANING = {  # outcome -> what the user can do about it
     "unfinished": "the loss was still falling when the run ended; train longer to see the outcome",
     UNJUDGED: "the tables lack rows of the run, as a warning says, or an older version did not evaluate it at step 2 "
     "n_steps // 3: train it again; or it was watched without its text's entropies, or without a last val_loss",
 }
 
-# These thresholds separate the outcomes. Values that were measured are in parentheses. The mean training loss at a
-# step is the mean over the last `mean_window` steps.
+# These thresholds separate the outcomes. The measured values are in parentheses. "Mean training loss" is the mean
+# over the last `mean_window` steps.
 STUCK_GAP = 0.4  # a run that closes less than this fraction of H1 - H2 is stuck (stuck runs: at most 0.34)
 LEARNED_GAP = 0.75  # a run that closes this fraction of H1 - H2 has learned (learned runs: at least 0.84)
 COLLAPSE_RISE = 0.4  # nats; a run collapsed if its mean training loss ends this far above the minimum
@@ -53,7 +53,7 @@ def mean_window(n_steps: int, batch_size: int, seq_len: int) -> int:
 
 
 def trailing_mean(values: Floats, window: int) -> Floats:
-    """Return the mean of every `window` consecutive values, an empty array if there are fewer."""
+    """Return the mean of every `window` consecutive values. For fewer values, return an empty array."""
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     return np.asarray((sums[window:] - sums[:-window]) / window)
 
@@ -70,7 +70,7 @@ def outcome(
     bigram_entropy: float,
     nonfinite: bool = False,
 ) -> str:
-    """Return a finished run's outcome, the first that applies.
+    """Return a finished run's outcome: the first outcome whose condition is true.
 
     train_loss: one loss per step. first_val_loss, late_val_loss: the losses at step 0 and late_step(n_steps), or NaN.
     No other evaluation counts, so the outcome does not depend on eval.every. final_val_loss: the loss after the last
@@ -99,7 +99,7 @@ def outcome(
 
 
 def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
-    """Return run_id -> outcome for every run with status `done`, in the order of `runs`. steps: their rows."""
+    """Return run_id -> outcome for every run with status `done`, in the order of `runs`. steps: the runs' rows."""
     done = runs[runs["status"] == "done"]
     codes, names = pd.factorize(steps["run_id"])
     order = np.lexsort((steps["step"].to_numpy(), codes))
@@ -115,7 +115,7 @@ def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
             continue
         n_steps, batch_size, seq_len, ln_vocab, unigram_entropy, bigram_entropy, late, final, nonfinite = numbers
         at, is_watched = rows[name], np.isnan(batch_size)  # a watched run has no batch_size
-        if is_watched:  # its loop may have logged few losses
+        if is_watched:  # the watched loop may have logged few losses
             late, at = _nearest(steps, at, int(n_steps)), at[~np.isnan(train_loss[at])]
             known = len(at) and not np.isnan([unigram_entropy, bigram_entropy, final]).any()
             if np.isnan(nonfinite) and not known:
@@ -124,7 +124,7 @@ def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
         found[name] = outcome(
             train_loss[at],
             first_val_loss=val_loss.get((name, 0), np.nan),
-            late_val_loss=val_loss.get((name, late_step(int(n_steps))), float(np.float32(late))),  # as in `steps`
+            late_val_loss=val_loss.get((name, late_step(int(n_steps))), float(np.float32(late))),  # float32, as stored
             final_val_loss=final, window=window, ln_vocab=ln_vocab, unigram_entropy=unigram_entropy,
             bigram_entropy=bigram_entropy, nonfinite=not np.isnan(nonfinite),
         )  # fmt: skip
@@ -151,7 +151,7 @@ def outcome_counts(found: Iterable[str]) -> dict[str, int]:
 
 
 def explained(found: Iterable[str]) -> list[str]:
-    """Return a line for each outcome that occurs and for which the user can do something."""
+    """Return a line of advice for each outcome that occurs and that has advice in MEANING."""
     return [f"{name}: {MEANING[name]}" for name in outcome_counts(found) if name in MEANING]
 
 

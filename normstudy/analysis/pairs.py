@@ -1,4 +1,4 @@
-"""Compare runs that differ in one column only: the share of runs that failed, and the losses of pairs of runs.
+"""Compare runs that differ in one column only, by the share of failed runs and by the losses of pairs of runs.
 
 Losses are final validation losses in nats per token. docs/statistics.md explains the method.
 """
@@ -17,8 +17,8 @@ from normstudy.analysis.outcomes import counts_text, failed_of, outcomes
 from normstudy.analysis.select import check_column, native, own_columns, parse_value, values_of, values_text
 from normstudy.errors import ConfigError, nearest
 
-MIN_PAIRS = 5  # fewer pairs are not tested, because few seeds say little about the spread of losses
-PAIRED = ["seed", "data_seed"]  # seed columns, whose values are equal in both runs of a pair
+MIN_PAIRS = 5  # fewer pairs are not tested: so few seeds say little about the spread of losses
+PAIRED = ["seed", "data_seed"]  # two seed columns that have equal values in both runs of a pair
 RESULTS = (
     "by", "arm", "baseline", "outcomes", "baseline_outcomes", "crashed", "baseline_crashed",
     "runs", "failed", "failed_low", "failed_high",
@@ -30,7 +30,7 @@ RESULTS = (
 
 
 def cell_columns(by: str) -> list[str]:
-    """Return the columns, besides seeds, that are equal in both runs of a pair: `treatments` and the text, not `by`."""
+    """Return the columns that both runs of a pair share, besides seeds: the text, and all `treatments` but `by`."""
     return [c for c in (*treatments(), "data_sha256") if c != by]
 
 
@@ -40,7 +40,7 @@ def treatments() -> list[str]:
 
 
 def comparable_columns() -> list[str]:
-    """Return the columns that `--by` accepts: all config columns that identify a run, except its seeds."""
+    """Return the columns that `--by` accepts: all config columns that identify a run, except seeds."""
     return [c for c in cfg.asked_types() if c not in (*cfg.NOT_IDENTITY, *PAIRED)]
 
 
@@ -50,10 +50,10 @@ def compare_pairs(
     """Compare each value of `by` (an arm) with one value, the baseline. Return a row for each cell and arm.
 
     Runs with equal values in the `cell_columns` form a cell. The returned table has a column for each of the
-    `cell_columns` that varies, then the columns RESULTS; results/README.md describes them. `default_baseline` chooses
-    the baseline if none is given. If runs were repeated with other probe or eval settings, each seed still counts once.
-    A pair is two finished runs of a cell with equal seeds and equal eval_windows, one of the arm and one of the
-    baseline. margin: nats within which the two arms' losses are tested to be equivalent; None: no such test.
+    `cell_columns` that varies, and then the columns RESULTS (see results/README.md). `default_baseline`
+    chooses the baseline if none is given. Each seed counts once, even if its runs were repeated with other probes.
+    A pair is a finished run of the arm and a finished run of the baseline, with equal cells, seeds and eval_windows.
+    margin: largest difference in nats that counts as equivalent, or None for no test of equivalence.
 
     Raises ConfigError if `by` is not a comparable column or does not vary, if runs on the same text do not differ in
     `by`, and if `baseline` is not a value of `by`.
@@ -101,13 +101,13 @@ def varying(runs: pd.DataFrame, columns: list[str]) -> list[str]:
 
 
 def cells_of(runs: pd.DataFrame, cells: list[str]) -> Iterator[tuple[dict[str, Value], pd.DataFrame]]:
-    """Yield for each cell its values of the columns `cells`, and its runs."""
+    """Yield the values of the columns `cells` and the runs, for each cell."""
     for _, part in runs.groupby(cells, dropna=False) if cells else [((), runs)] * (len(runs) > 0):
         yield {c: native(c, part[c].iloc[0]) for c in cells}, part
 
 
 def default_baseline(values: list[Value]) -> Value:
-    """Return the first of pre, null, none and 0 that is in `values`, or else the first value."""
+    """Return the first of pre, null, none and 0 that is in `values`, otherwise the first value."""
     return next((v for usual in ("pre", None, "none", 0) for v in values if v == usual), values[0])
 
 
@@ -123,7 +123,7 @@ Seeds = tuple[Value, ...]  # a run's values in the columns PAIRED
 
 
 class _Run(NamedTuple):
-    """One run's values. Runs are compared in small groups, for which tuples are faster than pandas."""
+    """One run's values. Runs are compared in small groups, and for small groups tuples are faster than pandas."""
 
     seeds: Seeds
     windows: Value
@@ -136,7 +136,7 @@ def _compare(arm: list[_Run], base: list[_Run], margin: float | None) -> dict[st
     """Compare an arm with the baseline in one cell. Return column -> value, without the columns that `_judge` adds."""
     arms, bases = _finished_by_seeds(arm), _finished_by_seeds(base)
     pairs: dict[Seeds, tuple[_Run, _Run]] = {}
-    for seeds, runs in arms.items():  # each seed's runs are sorted: most windows first
+    for seeds, runs in arms.items():  # `runs` is sorted: most windows first
         same = [(a, b) for a in runs for b in bases.get(seeds, []) if a.windows == b.windows]
         pairs |= {seeds: same[0]} if same else {}
     compared = [pair for pair in pairs.values() if failed_of(run.outcome for run in pair) == (0, 2)]
@@ -157,7 +157,7 @@ def _compare(arm: list[_Run], base: list[_Run], margin: float | None) -> dict[st
 
 
 def _share(runs: list[_Run], by_seeds: dict[Seeds, list[_Run]]) -> dict[str, Any]:
-    """Return the columns on one arm's outcomes and on its share of failed runs."""
+    """Return the columns about an arm's outcomes and about the arm's share of failed runs."""
     found = [same[0].outcome for same in by_seeds.values()]
     failed, known = failed_of(found)
     low, high = inference.share_interval(failed, known)
@@ -195,7 +195,7 @@ def _share_verdict(row: dict[str, Any], reachable: bool) -> str:
 
 
 def _loss_verdict(row: dict[str, Any]) -> str:
-    """Return a verdict on the losses, such as "lower", or the reason for having none."""
+    """Return a verdict on the losses, such as "lower", or the reason why there is no verdict."""
     if row["compared"] and row["failed_holm"] <= inference.ALPHA:
         return "the shares differ"
     if row["compared"] < MIN_PAIRS:

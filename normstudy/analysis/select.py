@@ -17,16 +17,16 @@ from normstudy.study.schema import SCHEMAS, UNFILLED
 
 KINDS = cfg.asked_types()
 
-# What selects runs: column -> value or values, or the values of --where.
+# What selects runs: either column -> value or values, or texts as given to --where.
 Where = Mapping[str, object] | Sequence[str]
 ORDER = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
-# One condition, such as peak_lr>=1e-3, or one more value of the condition before it, up to the next comma or the end.
+# Up to the next comma or the end: a condition, such as peak_lr>=1e-3, or one more value of the previous condition.
 VALUE = r"""(?:"([^"]*)"|'([^']*)'|([^\s,'"](?:[^,]*[^\s,])?))"""
 PART = re.compile(rf"\s*(?:(\w+)\s*(!=|<=|>=|=|<|>)\s*)?{VALUE}\s*(?:,(?=.)|$)", re.DOTALL)
 
 
 class Quoted(str):
-    """Text in quotes, or from a Python program: `null` then means the text null if the column contains this text."""
+    """Text in quotes or from a Python program. A quoted `null` means the text null if the column has this text."""
 
 
 def conditions(where: Where) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -35,7 +35,7 @@ def conditions(where: Where) -> list[tuple[str, str, tuple[str, ...]]]:
         plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in where.items()}
         many = {name: value if isinstance(value, list | tuple | range) else [value] for name, value in plain.items()}
         if empty := [name for name, values in many.items() if len(values) == 0]:
-            raise ConfigError(f"where has no value for {empty[0]}, so it selects no run: give one or more")
+            raise ConfigError(f"where has no value for {empty[0]}, so `where` selects no run: give a value")
         return [(name, "=", tuple(map(_text, values))) for name, values in many.items()]
     found: list[tuple[str, str, tuple[str, ...]]] = []
     for word in [where] if isinstance(where, str) else where:
@@ -47,7 +47,7 @@ def conditions(where: Where) -> list[tuple[str, str, tuple[str, ...]]]:
                 raise ConfigError(f"--where {word!r} is not COLUMN=VALUE: write, for example, {example}")
             column, sign, values = (part[1], part[2], ()) if part[1] else found.pop()
             if sign == "=" and any(one[:2] == (column, "=") for one in found):
-                raise ConfigError(f"--where sets {column} twice: write {column}=VALUE,VALUE, which accepts each value")
+                raise ConfigError(f"--where sets {column} twice: write {column}=VALUE,VALUE to select both values")
             quoted = next((Quoted(text) for text in part.groups()[2:4] if text is not None), None)
             found.append((column, sign, (*values, part[5] if quoted is None else quoted)))
             at = part.end()
@@ -111,23 +111,23 @@ def parse_value(runs: pd.DataFrame, column: str, text: str, flag: str) -> Value:
 
 
 def has_value(runs: pd.DataFrame, column: str, value: Value) -> pd.Series[bool]:
-    """Return for each row whether the column equals `value`; None matches null."""
+    """Return for each row whether the column equals `value`. The value None equals null."""
     return pd.Series([native(column, v) == value for v in runs[column]], index=runs.index, dtype=bool)
 
 
 def _holds(cells: list[Value], sign: str, value: Value) -> list[bool]:
-    """Return for each cell whether it equals `value` or, if `sign` is in ORDER, whether the comparison is true."""
+    """Compare each cell with `value`: by `sign` if `sign` is in ORDER, otherwise for equality."""
     pairs: list[tuple[Any, Any]] = [(cell, _beside(cell, value)) for cell in cells]
     if sign not in ORDER:
         return [cell == other for cell, other in pairs]
-    # Compare numbers only with numbers: otherwise mix>0.1 would also select the text auto.
+    # Compare numbers only with numbers. Otherwise the condition mix>0.1 would also select the text auto.
     has_numbers = any(not isinstance(cell, str | None) and other is not None for cell, other in pairs)
     unordered = (str, type(None)) if has_numbers else type(None)
     return [not isinstance(cell, unordered) and other is not None and ORDER[sign](cell, other) for cell, other in pairs]
 
 
 def _beside(cell: Value, value: Value) -> Value:
-    """Convert text to the type of a cell, because watched runs may mix types; return None if it cannot be converted."""
+    """Convert text to the type of a cell, because watched runs may mix types. Return None if this is impossible."""
     if not isinstance(value, str) or isinstance(cell, str | None):
         return value
     if isinstance(cell, bool):
@@ -139,7 +139,7 @@ def _beside(cell: Value, value: Value) -> Value:
 
 
 def select(runs: pd.DataFrame, where: Where | None) -> pd.DataFrame:
-    """Select runs that meet each condition. Raises ConfigError if a column or value is wrong or no run matches."""
+    """Select runs that meet each condition. Raises ConfigError for a wrong column or value, or if no run matches."""
     for column, sign, texts in conditions(where or ()):
         check_column(column, runs.columns, "--where")
         keep = pd.Series(False, runs.index)
@@ -164,13 +164,13 @@ SOURCES = {"placement": "placement_sha256", "norm": "norm_sha256", "resolved_nor
 
 
 def tell_sources_apart(runs: pd.DataFrame) -> pd.DataFrame:
-    """Add the `own_columns`, and append a hash of the source code to names of blocks and norms whose code changed.
+    """Add the `own_columns`. If the code of a block or norm changed, append a hash of the code to its name.
 
     Example: my_block:f@1a2b3c4d. Without the hash, runs before and after a change to a block would be mixed.
     """
     named = {}
     for column, sha256 in SOURCES.items():
-        if column not in runs:  # in the table of an older version
+        if column not in runs:  # an older version wrote the table
             continue
         several = runs.groupby(column)[sha256].transform("nunique") > 1
         named[column] = runs[column].mask(several, runs[column] + "@" + runs[sha256].str[:8])
@@ -186,7 +186,7 @@ def _own_values(runs: pd.DataFrame) -> dict[str, pd.Series[Any]]:
     if "config" not in runs or runs["config"].isna().all():
         return {}
     given = [json.loads(text) if isinstance(text, str) else {} for text in runs["config"]]
-    keys = {key for one in given for key in one} - (KINDS.keys() - UNFILLED)  # other keys are columns already
+    keys = {key for one in given for key in one} - (KINDS.keys() - UNFILLED)  # all other keys are columns already
     found = {}
     for key in sorted(keys):
         name = re.sub(r"\W", "_", key)

@@ -1,6 +1,6 @@
 """Compute how sensitive the final loss is to the learning rate, for `normstudy sensitivity`.
 
-The measure is that of Wortsman et al. (arXiv 2309.14322). All losses are in nats per token.
+Wortsman et al. (arXiv 2309.14322) define the measure. All losses are in nats per token.
 """
 
 import textwrap
@@ -32,10 +32,10 @@ HEAD = (
 def sensitivity_study(study_dir: Path | str, where: Where = ()) -> tuple[pd.DataFrame, list[str]]:
     """Return a table with a row for each cell that has two learning rates, and the names of the other cells.
 
-    A cell is the runs that differ only in peak_lr, seeds, probes and evaluations. Its grid is the rates of its finished
-    and crashed runs. results/README.md describes the columns. where: see `select`. Warns of runs that lack rows; they
-    count as missing. Raises ConfigError if the folder is not a study, if no cell has two rates, and in the cases that
-    `select` lists.
+    A cell consists of runs that differ only in peak_lr, seeds, probes and evaluations. The learning rates of a cell's
+    finished and crashed runs are the cell's grid. results/README.md describes the columns. where: see `select`. If a
+    run's rows are missing, a warning names the run, and the run counts as missing. Raises ConfigError like `select`,
+    and if the folder is not a study or no cell has two rates.
     """
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
     runs = runs[runs["status"].isin(["done", "failed"])]
@@ -59,11 +59,10 @@ def sensitivity_study(study_dir: Path | str, where: Where = ()) -> tuple[pd.Data
 
 
 def _of_cell(part: pd.DataFrame) -> dict[str, Any]:
-    """Return the columns RESULTS of one cell. part: its runs, with the columns loss (inf: not known) and learns."""
+    """Return a cell's columns RESULTS. part: the cell's runs, with the columns loss (inf: not known) and learns."""
     table = part.pivot_table("loss", [*PAIRED, "eval_windows"], "peak_lr", aggfunc="min")
-    complete = (
-        table[np.isfinite(table).all(axis=1)].groupby(level=PAIRED).last()
-    )  # of each seed, the run with most windows
+    # If a seed has several complete rows, keep the row with most windows.
+    complete = table[np.isfinite(table).all(axis=1)].groupby(level=PAIRED).last()
     losses, rates = complete.to_numpy(np.float64), [float(rate) for rate in table.columns]
     mean, low, high = paired_t_interval(losses.mean(axis=1) - losses.min(axis=1))
     best = int(losses.mean(axis=0).argmin()) if len(losses) else None
