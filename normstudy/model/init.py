@@ -17,7 +17,7 @@ def _key(name: str, seed: int) -> int:
 
 
 def draw(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
-    """Draw a tensor's initial values (float32) from a random stream that depends only on `seed` and `name`."""
+    """Draw a tensor's initial values (float32) from a random stream. Only `seed` and `name` determine the stream."""
     mean, std = distribution(name, shape, config)
     if std == 0:
         return torch.full(shape, mean)
@@ -26,7 +26,7 @@ def draw(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor
 
 
 def draw_own(model: nn.Module, seed: int) -> dict[str, Tensor]:
-    """Construct the user's own modules, each seeded by `seed` and its name. Return their parameters: name -> tensor."""
+    """Construct the user's own modules, seeded by `seed` and the module's name. Return name -> parameter."""
     out: dict[str, Tensor] = {}
     for prefix, module in model.named_modules():
         if make := made_by(module):
@@ -48,7 +48,7 @@ def set_omegas_(model: Transformer, params: dict[str, Tensor], tokens: Tensor) -
     """Set the initial omegas of the placement `admin` from one batch of data, in place.
 
     omega_1 = 1 and omega_{i+1} = sqrt(Var(omega_i x_i) + Var(f_i)), where x_i and f_i are the input and output of
-    sublayer i once all earlier omegas are set. The variance is over all elements (Liu et al., arXiv:2004.08249,
+    sublayer i after all earlier omegas are set. The variance is over all elements (Liu et al., arXiv:2004.08249,
     section 4; code in Transformer-Clinic). Each omega is a vector of D numbers, all equal before training.
 
     params: name -> (runs, *shape); tokens: (runs, B, T).
@@ -59,7 +59,7 @@ def set_omegas_(model: Transformer, params: dict[str, Tensor], tokens: Tensor) -
 
 
 def profile(model: Transformer, params: dict[str, Tensor], tokens_BT: Tensor) -> dict[str, Tensor]:
-    """Compute one run's omegas, name -> (D,). Runs are profiled one by one, so that no run depends on another."""
+    """Compute one run's omegas, name -> (D,). Each run is profiled alone, so that no run depends on another."""
     omegas: dict[str, Tensor] = {}
     with torch.no_grad():
         x = torch.func.functional_call(model, params, (tokens_BT,))[1][0]  # x_0

@@ -1,15 +1,16 @@
 """Compute the operations that take most of a step's time, for many runs at once.
 
-These functions handle the run axis themselves; torch.func.vmap adds it to the rest of the model. The memory layout of
-the matrices determines the speed of a product (`normstudy bench --rows a` measures it). A run's bits must not depend on
-the other runs in its batch, so each product multiplies the matrices of one run, in a way that depends only on shapes.
+These functions handle the run axis themselves. In the rest of the model, torch.func.vmap adds the run axis. The memory
+layout of the matrices determines the speed of a product (`normstudy bench --rows a` measures this speed). A run's bits
+must not depend on the other runs in the run's batch. So each product multiplies the matrices of one run, in a way that
+depends only on shapes.
 
-On a CPU, NumPy computes the products. Only on Intel CPUs, MKL computes the products of linear maps (processor.py).
+On a CPU, NumPy computes the products. But on Intel CPUs, MKL computes the products of linear maps (processor.py).
 NumPy's OpenBLAS needs 1 us per call and can write into an existing array. torch.bmm calls MKL, which on AMD uses half
 of AVX-512: per core 90 GFLOP/s instead of 180 for (256, 32) times (32, 128), and 105 instead of 210 for (512, 64)
 times (64, 256).
 
-R runs; N positions, over all sequences of a run; B batch, T sequence, H heads, K d_head; I in, O out; V vocabulary.
+Axes: R runs, N positions of all sequences of a run, B batch, T sequence, H heads, K d_head, I in, O out, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -59,19 +60,19 @@ def _slices(like: Tensor) -> Iterator[slice]:
 
 
 def _by_rows(x: Tensor) -> Tensor:
-    """Return x (..., N, I), or a contiguous copy of x if its rows overlap or have gaps, which BLAS does not accept."""
+    """Return x (..., N, I), or a contiguous copy of x if x's rows overlap or have gaps. BLAS accepts no such rows."""
     return x if x.stride(-1) == 1 and x.stride(-2) >= x.shape[-1] else x.clone(memory_format=torch.contiguous_format)
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor, *, by_mkl: bool = False) -> None:
-    """On a CPU, write the matrix products a @ b to `out`. by_mkl: use MKL, which needs 3 axes and contiguous rows."""
+    """On a CPU, write the matrix products a @ b to `out`. by_mkl: use MKL. MKL needs 3 axes and contiguous rows."""
     if a.dtype != b.dtype or a.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"cannot multiply {a.dtype} by {b.dtype}: convert both to torch.float32")
     a, b = (x.detach() if x.requires_grad else x for x in (a, b))
     if by_mkl:
         torch.bmm(a, b, out=out)
         return
-    with np.errstate(all="ignore"):  # a diverged run is a valid result, so overflow must not warn
+    with np.errstate(all="ignore"):  # overflow must not warn, because a diverged run is a valid result
         np.matmul(a.numpy(), b.numpy(), out=out.numpy())
 
 
@@ -106,7 +107,7 @@ class _Linears(Function):
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors  # type: ignore[attr-defined]
         sizes: list[int] = ctx.sizes  # type: ignore[attr-defined]
-        # If g were not contiguous, the order of a sum over its positions would depend on the number of runs.
+        # If `g` were not contiguous, the order of a sum over positions would depend on the number of runs.
         g = gradients[0].contiguous() if len(sizes) == 1 else torch.cat(gradients, 2)
         of_weights = torch.split(product(g.mT, x), sizes, 1)
         of_biases = torch.split(g.sum(1), sizes, 1) if ctx.biased else ()  # type: ignore[attr-defined]
@@ -129,7 +130,7 @@ class _LayerNorm(Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
-        norm, width = torch.native_layer_norm, x.shape[2:]  # of one run, as it accepts one gamma, one beta
+        norm, width = torch.native_layer_norm, x.shape[2:]  # for one run: it takes one gamma and one beta
         runs = [norm(x_r, width, gamma_r, beta_r, eps) for x_r, gamma_r, beta_r in zip(x, gamma, beta, strict=True)]
         y, mean, rstd = zip(*runs, strict=True)
         ctx.save_for_backward(x, gamma, *mean, *rstd)
@@ -165,8 +166,8 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
 class _CausalAttention(Function):
     """Compute softmax(q k^T / sqrt(K) + causal mask) v and its gradients for q, k, v (R, B, T, H, K) on a CPU.
 
-    On sequences of 32 to 64 tokens this is 1.5 to 1.8 times as fast as torch's fused attention. An inf or NaN spreads
-    to earlier positions, since 0 times inf is NaN. This is harmless, because a run with an inf or NaN has diverged.
+    On sequences of 32 to 64 tokens this class is 1.5 to 1.8 times as fast as torch's fused attention. An inf or NaN
+    spreads to earlier positions, since 0 times inf is NaN. The spread is harmless: such a run has diverged anyway.
     """
 
     @staticmethod
@@ -205,7 +206,7 @@ class _CausalAttention(Function):
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return softmax(q k^T / sqrt(K) + causal mask) v for each head of a run. Inputs and result are (B, T, H, K)."""
+    """Return softmax(q k^T / sqrt(K) + causal mask) v for each head of a run. q, k, v and result: (B, T, H, K)."""
 
     def stacked(q: Tensor, k: Tensor, v: Tensor) -> Outputs:
         if q.device.type == "cpu":

@@ -1,8 +1,8 @@
-"""Define the initial mean and standard deviation of each parameter, and estimate what the norms read at initialization.
+"""Define each parameter's initial mean and standard deviation, and estimate the mean square of the norms' inputs.
 
 This module does not import torch, so a sweep's plan can use it.
 
-Weights are normal with mean 0. Biases (including those of norms) start at 0, norm gains at 1, dyt's a at 0.5, rezero's
+Weights are normal with mean 0. All biases, also in norms, start at 0, norm gains at 1, dyt's a at 0.5, rezero's
 scale at 0, and admin's omegas at 1 until a profiling pass sets them. A user's own module keeps the values that its
 constructor draws. model.init determines the distribution of weight matrices:
 
@@ -61,12 +61,12 @@ def distribution(name: str, shape: tuple[int, ...], config: ModelConfig) -> tupl
 
 
 def read_by_norms(model: ModelConfig, seq_len: int) -> dict[str, float]:
-    """Estimate the mean square of each norm's input in block 0 at initialization. Later blocks' inputs are no smaller.
+    """Estimate the mean square of each norm's input in block 0 at initialization. Later inputs are not smaller.
 
     The placement's function is called with mean squares instead of tensors, because the mean squares of independent
-    terms add up. Two assumptions: a smooth activation halves small numbers, and attention averages a third of the
-    positions up to its own, because texts repeat symbols (measured: a half to a quarter). Returns {} if the norm is
-    neither `layernorm` nor `rmsnorm`, or if the placement is the user's own.
+    terms add up. The estimate assumes that a smooth activation halves small numbers, and that attention averages a
+    third of the positions that it may read, because texts repeat symbols (measured: a half to a quarter). Returns {}
+    if the norm is neither `layernorm` nor `rmsnorm`, or if the placement is the user's own.
     """
     found: dict[str, float] = {}
     r, D, row = resolve(model), model.d_model, row_of(model.placement)
@@ -84,7 +84,8 @@ def read_by_norms(model: ModelConfig, seq_len: int) -> dict[str, float]:
 
     def attn(x: float, inner: Norm = float, qkv: tuple[Norm, Norm, Norm] = (float, float, float)) -> float:
         *_, v = (n(linear(x, f"attn.{m}", D, D)) for n, m in zip(qkv, "qkv", strict=True))
-        mean = 3 / seq_len * (1 + math.log(seq_len / 3)) if seq_len > 3 else 1.0  # mean of min(1, 3 / t)
+        # the mean of min(1, 3 / t) over t = 1 ... seq_len
+        mean = 3 / seq_len * (1 + math.log(seq_len / 3)) if seq_len > 3 else 1.0
         return linear(inner(v * mean), "attn.out", D, D)
 
     def mlp(x: float, inner: Norm = float) -> float:

@@ -1,4 +1,4 @@
-"""Define the norms as functions and as modules. All normalize over the last axis, whose length is the width D."""
+"""Define the norms as functions and as modules. Every norm normalizes over the last axis. Its length is the width D."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,9 +28,9 @@ def dynamic_tanh(x: Tensor, a: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 
 
 class FunctionNorm(nn.Module):
-    """Call `function` with x, and with each of `eps`, `a`, `gamma` and `beta` that is one of its arguments.
+    """Call `function` with x, and with those of `eps`, `a`, `gamma` and `beta` that `function` takes.
 
-    Three are learned: the scalar `a` (starts at 0.5, arXiv:2503.10622), `gamma` (D,) (at 1) and `beta` (D,) (at 0).
+    The scalar `a` is learned from 0.5 (arXiv:2503.10622), `gamma` (D,) from 1, and `beta` (D,) from 0.
     """
 
     def __init__(self, function: Callable[..., Tensor], width: int, eps: float = EPS) -> None:

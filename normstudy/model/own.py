@@ -23,14 +23,14 @@ MADE_BY = "_normstudy_made_by"
 
 
 class _SourceOnly(SourceFileLoader):
-    """Load modules without bytecode files. If a source changes twice in a second, Python may load outdated bytecode."""
+    """Load modules from source only. If a source changes twice in a second, its bytecode file may be outdated."""
 
     def path_stats(self, path: str | os.PathLike[str]) -> typing.NoReturn:
         raise OSError
 
 
 class _Finder(MetaPathFinder):
-    """Find modules in users' folders before installed ones, but after those of the standard library."""
+    """Find modules in users' folders: after the standard library's modules, but before installed modules."""
 
     def __init__(self) -> None:
         self.roots: list[Path] = []
@@ -59,7 +59,7 @@ class _Finder(MetaPathFinder):
         return any(root in Path(path).parents and is_users(Path(path), root) for root in self.roots)
 
     def add(self, root: Path) -> None:
-        """Let imports search `root` before installed modules. Add `root` to sys.path, which child processes inherit."""
+        """Let imports search `root` before installed modules. Child processes inherit sys.path, so add `root` to it."""
         if str(root) not in sys.path:
             if self.appended is not None:  # remove the earlier working directory
                 sys.path.remove(str(self.appended))
@@ -115,7 +115,7 @@ def _import(spec: str, root: Path, files: dict[str, Path]) -> None:
         importlib.import_module(module)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a user's module may raise anything
+    except BaseException as error:  # a user's module may raise any exception
         raise ConfigError(f"{spec}: {describe(error, [str(p) for p in files.values()])}") from error
     for name, path in files.items():
         theirs = getattr(sys.modules.get(name), "__file__", path)
@@ -152,7 +152,7 @@ def asked_of(cls: type, layer: int, model: ModelConfig) -> dict[str, object]:
 
 
 def construct(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Seed torch's generator, call `make` on the CPU, and store `make` in the module, where `made_by` finds it."""
+    """Seed torch's generator, call `make` on the CPU, and store `make` in the module for `made_by`."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed a GPU's generator too
         module = make()
@@ -161,12 +161,12 @@ def construct(make: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 
 def made_by(module: nn.Module) -> Callable[[], nn.Module] | None:
-    """Return the function that constructed a user's own module; None for any other module."""
+    """Return the function that constructed a user's own module. Return None for any other module."""
     return getattr(module, MADE_BY, None)
 
 
 def move(model: nn.Module, device: str) -> None:
-    """Move the buffers of the user's own modules to a device. Callers move the parameters of all runs themselves."""
+    """Move the buffers of the user's own modules to a device. The caller must move the parameters."""
     for module in model.modules():
         if made_by(module) is not None:
             module.to(device)

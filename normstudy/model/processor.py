@@ -44,7 +44,7 @@ INFO = Path("/proc/cpuinfo")
 
 
 def cpu_info(field: str) -> str | None:
-    """Return the first value of a /proc/cpuinfo field, such as `vendor_id`; None if field or file is missing."""
+    """Return the first value of a field in /proc/cpuinfo, such as `vendor_id`, or None if it is missing."""
     lines = INFO.read_text().splitlines() if INFO.exists() else []
     parts = (line.partition(":") for line in lines)
     return next((value.strip() for name, _, value in parts if name.strip() == field), None)

@@ -1,9 +1,9 @@
-"""Define a decoder-only transformer for one run, an ordinary nn.Module.
+"""Define a decoder-only transformer for one run as an ordinary nn.Module.
 
 training/step.py calls the model through torch.func.vmap, which adds the run axis. In the residual stream x_0 ... x_L,
 x_0 is the sum of the embeddings and x_l is the output of block l.
 
-B batch, T sequence, D d_model, H heads, K d_head, F d_ff, V vocab.
+Axes: B batch, T sequence, D d_model, H heads, K d_head, F d_ff, V vocab.
 """
 
 import functools
@@ -34,7 +34,7 @@ class Linear(nn.Module):
 
 
 def together(x: Tensor, *maps: Linear) -> list[Tensor]:
-    """Apply several linear maps to one input in one call, which is faster than one call for each map."""
+    """Apply several linear maps to one input in one call. One call for each map would be slower."""
     return kernels.linears(x, [m.weight for m in maps], [m.bias for m in maps])
 
 
@@ -125,8 +125,8 @@ def silu(x: Tensor) -> Tensor:
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """Return x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). For torch's kernel, see `silu`."""
-    c = x.clamp(-10, 10)  # beyond, the tanh is +-1 even in float64, but x^3 might overflow
+    """Return x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). `silu` explains why torch's function is not used."""
+    c = x.clamp(-10, 10)  # for larger |x| the tanh is +-1 in float64, but x^3 might overflow
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (c + 0.044715 * (c * c * c))))
 
 
@@ -182,7 +182,7 @@ class Block(nn.Module):
         return self.own(**{name: given[name] if name in given else getattr(self, name) for name in self.wanted})
 
     def forward(self, x_BTD: Tensor, r_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both streams after the block. If the placement's function does not take r, r is unchanged."""
+        """Return both streams after the block. If the placement's function does not take `r`, `r` is unchanged."""
         out = self.call(x_BTD, r_BTD)
         return (out, r_BTD) if isinstance(out, Tensor) else out
 
@@ -243,6 +243,6 @@ class Transformer(nn.Module):
 
 
 def build(config: RunConfig, vocab_size: int) -> Transformer:
-    """Construct a run's model without memory for its parameters. Pass the parameters to each call of the model."""
+    """Construct a run's model without memory for parameters. Each call of the model is given the parameters."""
     with torch.device("meta"):
         return Transformer(config.model, vocab_size, config.data.seq_len)

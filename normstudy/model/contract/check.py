@@ -1,8 +1,8 @@
 """Call a user's own block or norm before any run trains, and report the first rule (rules.py) that it breaks.
 
-Some mistakes in a user's code would make the runs of a batch affect each other. torch itself reports about half of such
-mistakes when it batches a block over runs. To find the other half, `check` calls each block, and the norm at each width
-that the model uses, several times and compares the results. A call has two runs with initial parameters, and two
+Some mistakes in a user's code would make the runs of a batch affect each other. torch reports about half of these
+mistakes when torch batches a block over runs. To find the other half, `check` calls each block, and the norm at each
+width that the model uses, several times and compares the results. A call has two runs with initial parameters, and two
 sequences of data.seq_len tokens per run:
 
     call                                                detects
@@ -119,7 +119,7 @@ def _module_class(spec: str, found: object) -> type[nn.Module] | None:
     if not issubclass(found, nn.Module):
         raise ConfigError(f"{spec}: this class is not a subclass of nn.Module: make it a subclass, or write a function")
     if found.forward is nn.Module.forward:
-        raise ConfigError(f"{spec}: this class has no forward method: add one that takes x and returns the new x")
+        raise ConfigError(f"{spec}: this class has no forward method: add forward, which takes x and returns the new x")
     return found
 
 
@@ -127,7 +127,7 @@ def _check_names(spec: str, found: Callable[..., object], allowed: tuple[str, ..
     """Return the names of a function's arguments; raise a ConfigError if a name is not in `allowed` or x is missing."""
     try:
         parameters = sources.parameters(found)
-    except (TypeError, ValueError):  # functions written in C may have no signature
+    except (TypeError, ValueError):  # a function written in C may not have a signature
         raise ConfigError(
             f"{spec}: this function's argument names cannot be read: write your own function that calls it"
         ) from None
@@ -173,7 +173,7 @@ def _check_constructor(spec: str, make: Callable[[], nn.Module]) -> None:
 
 @contextlib.contextmanager
 def _uninitialized_is_nan() -> Iterator[None]:
-    """Make torch.empty return NaN instead of arbitrary values, so that uninitialized parameters are detected."""
+    """Make torch.empty return NaN instead of arbitrary values, because NaN reveals uninitialized parameters."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

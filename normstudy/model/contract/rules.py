@@ -1,4 +1,4 @@
-"""List the rules that a user's own block or norm must keep, and make the one-line error for a broken rule."""
+"""List the rules for a user's own block or norm, and make the one-line error for a broken rule."""
 
 import contextlib
 import re
@@ -58,7 +58,7 @@ def broken(who: str, rule: str, what: str, do: str) -> ConfigError:
 
 @contextlib.contextmanager
 def blaming(who: str, specs: Sequence[str], how: str = "") -> Iterator[None]:
-    """Turn an error raised in the user's code `specs` into a one-line ConfigError, which ends with `how`."""
+    """Turn an error in the user's code `specs` into a ConfigError of one line. `how` ends this line."""
     try:
         yield
     except ConfigError:

@@ -99,7 +99,7 @@ def block(of: Block, layer: int, stacked: dict[str, Tensor], model: ModelConfig)
 
 
 def norms(transformer: Transformer, stacked: dict[str, Tensor], model: ModelConfig) -> list[Subject]:
-    """Collect what is needed to test the user's own norm, once for each input shape that occurs in the model."""
+    """Collect what is needed to test the user's own norm, for each input shape that occurs in the model."""
     spec, found = resolve(model).norm, {}
     for path, module in transformer.named_modules():
         name = path.rpartition(".")[2]
@@ -224,7 +224,7 @@ def _replaced(t: Tensor, where: tuple[slice | int, ...], seed: int) -> Tensor:
 
 
 def _difference(some: list[Tensor], others: list[Tensor]) -> str | None:
-    """Describe how two results differ. Return None if they differ only by rounding."""
+    """Describe how two results differ. Return None if the results differ only by rounding."""
     for a, b in zip(some, others, strict=True):
         if a.numel() and (largest := float((a - b).abs().max())) > TOLERANCE * float(b.abs().max()):
             return f"the results differ by up to {largest:.2g} and contain values up to {float(b.abs().max()):.2g}"
