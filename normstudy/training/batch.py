@@ -22,15 +22,15 @@ from normstudy.training.probes import Array, Probe, layout_of
 from normstudy.training.step import Inputs, Measured, StackedRuns, evaluate, inputs_of, stepper, to_numpy, tokens_of
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-SYNC_EVERY = 50  # steps after which results are copied from a GPU; rarely, because each copy waits for the GPU
+SYNC_EVERY = 50  # steps between copies of results from a GPU; many, because each copy waits for the GPU
 
 
 @dataclass(frozen=True)
 class Record:
-    """The results of one step. runs: the indices of the runs that took this step. Arrays have an entry for each run.
+    """The results of one step. runs: the indices of the runs that took this step. Each array has an entry for each run.
 
-    update_norm: the norm of what the optimizer subtracts. At a rate of 1e-10, the parameters change by other amounts,
-    because they are rounded to float32.
+    update_norm: the norm of what the optimizer subtracts from the parameters. At a rate of 1e-10 the
+    parameters change by other amounts, because the parameters are rounded to float32.
     """
 
     step: int
@@ -49,7 +49,7 @@ class End(NamedTuple):
 
     run: int
     final_val_loss: float | None
-    nonfinite_step: int | None  # n_steps if only the final validation loss is not finite; None if all are finite
+    nonfinite_step: int | None  # None if all numbers are finite; n_steps if only the final validation loss is not
 
 
 class ResumePoint(NamedTuple):
@@ -61,7 +61,7 @@ class ResumePoint(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The runs that train together (indices), and their state before `step`, which is valid until the next step."""
+    """The indices of the runs that train together, and the runs' state before `step`, valid until the next step."""
 
     step: int
     runs: list[int]
@@ -100,11 +100,11 @@ def train_batch(
     A run leaves the batch after the step of its first non-finite training loss or gradient norm. A run has the same
     bits in every batch, given one kind of CPU, one version of torch and one matrix library (model/processor.py).
 
-    starts: each run's ResumePoint, or None for step 0. The runs with the lowest step train first, until they reach the
-    step of the next ones. snapshots: whether to yield a Snapshot after each transfer of results. After a Snapshot, the
-    caller may close the generator. probing: whether to compute norms; if not, they are NaN. `normstudy bench` measures
-    their cost. sync_every: steps between transfers of results to the host, by default 1 on a CPU and SYNC_EVERY on a
-    GPU. It changes no results, but a diverged run leaves the batch only at a transfer.
+    starts: each run's ResumePoint, or None for step 0. The runs with the lowest step train first, until these runs
+    reach the step of the next runs. snapshots: whether to yield a Snapshot after each transfer of results. After a
+    Snapshot, the caller may close the generator. probing: whether to compute norms; otherwise norms are NaN, as in
+    `normstudy bench`, which measures the cost of norms. sync_every: steps between transfers of results to the host, by
+    default 1 on a CPU and SYNC_EVERY on a GPU. It changes no results, but a diverged run leaves only at a transfer.
     """
     first = configs[0]
     n_steps, eval_every = first.schedule.n_steps, first.eval.every
@@ -112,7 +112,7 @@ def train_batch(
     sync_every = sync_every or (1 if device == "cpu" else SYNC_EVERY)
     windows = torch.from_numpy(texts.validation_windows(text, first.eval.windows, first.data.seq_len)).to(device)
     levels = levels_of(begin(configs, text, device), starts or [None] * len(configs))
-    del starts  # to free memory: levels_of has copied the starts
+    del starts  # frees memory: levels_of has copied the starts
     (step, alive, runs), take = levels.pop(0), None
     while True:
         if levels and levels[0][0] == step:
@@ -178,8 +178,9 @@ def _events(
 ) -> Generator[Record | End, None, blocks.Ints]:
     """Yield a Record for each step, and an End for each run that becomes non-finite. Return the finite runs' positions.
 
-    results: (step, probed, inputs, measured) per step. alive: the runs that the batch still trains; the positions are
-    those in `alive`. val_loss: the validation losses before the first step, if any. Norms not computed are NaN.
+    results: (step, probed, inputs, measured) per step. alive: the runs that the batch still trains; the
+    returned positions are positions in `alive`. val_loss: the validation losses before the first step, if any. Norms
+    that were not computed are NaN.
     """
     finite = np.arange(len(alive))
     for step, probed, inputs, measured in results:
@@ -193,7 +194,7 @@ def _events(
         loss, runs, rates = to_numpy(measured.loss)[finite], [alive[i] for i in finite], [inputs.lr[i] for i in finite]
         yield Record(step, runs, loss, val_loss, rates, norms[0], norms[1], norms[2], probe)
         val_loss = None
-        is_finite = np.isfinite(loss)  # val_loss does not count, so that a run's length does not depend on eval.every
+        is_finite = np.isfinite(loss)  # without val_loss, so that a run's length does not depend on eval.every
         if probing:
             is_finite &= norms[0] <= FLOAT32_MAX  # larger norms become inf in the table's float32
         for r in np.array(runs)[~is_finite]:

@@ -1,4 +1,4 @@
-"""Compute learning rates, and update a batch of runs in place. Updates are those of torch.optim's optimizers.
+"""Compute learning rates, and update a batch of runs in place, as torch.optim's optimizers update.
 
 All parameters of a batch form one matrix (runs, width) (probes.py). Optimizer settings may differ between runs, so the
 `coefficients` of a step are tensors (runs, 1), which are computed on the host before the step.
@@ -15,17 +15,17 @@ from torch import Tensor
 from normstudy.config import OptimizerConfig, ScheduleConfig
 from normstudy.training.probes import Layout
 
-Configs = Sequence[OptimizerConfig]  # one per run
+Configs = Sequence[OptimizerConfig]  # one config per run
 State = dict[str, Tensor]  # slot -> (runs, width)
 Coefficients = dict[str, Tensor]  # name -> (runs, 1); in `update_`, `decay` may become (runs, width)
 
-AT_ONCE = 2**17  # parameters per operation, so few that they and their optimizer state fit into one core's cache
+AT_ONCE = 2**17  # parameters per operation: these parameters and their optimizer state fit into one core's cache
 
 
 def lr_at(step: int, schedule: ScheduleConfig) -> float:
     """Return the learning rate at a step, counted from 0.
 
-    While step < warmup_steps = w, the rate is peak (step + 1) / w, which reaches the peak at the last warmup step.
+    While step < w = warmup_steps, the rate is peak (step + 1) / w. So the last warmup step has the peak rate.
     Then `constant` keeps the peak, and `inverse_sqrt` is peak sqrt(max(1, w) / (step + 1)) (arXiv:1706.03762).
     `linear` and `cosine` decay from the peak to 0 at step n_steps, one step after the last.
     """
@@ -80,7 +80,7 @@ def new_state(name: str, params: Tensor) -> State:
 
 
 def decayed_columns(layout: Layout, decay: str, device: str = "cpu") -> Tensor | None:
-    """Return 1 in the columns (width,) on which weight decay acts and 0 in the others, or None if it acts on all."""
+    """Return 1 in each column (width,) on which weight decay acts, otherwise 0. Return None if it acts on all."""
     if decay == "all":
         return None
     spared = ("embed", "pos") if decay == "matrices_but_embeddings" else ()
@@ -94,7 +94,7 @@ def decayed_columns(layout: Layout, decay: str, device: str = "cpu") -> Tensor |
 def update_(
     name: str, params: Tensor, grads: Tensor, state: State, c: Coefficients, decayed: Tensor | None = None
 ) -> None:
-    """Update params and state (runs, width). Replace grads by what is subtracted from params, with weight decay."""
+    """Update params and state (runs, width). Replace grads by what is subtracted from params (decay included)."""
     width = params.shape[1]
     columns = max(1, AT_ONCE // len(params)) if params.device.type == "cpu" else width
     for low in range(0, width, columns):
@@ -105,7 +105,7 @@ def update_(
 
 
 def adam_(p: Tensor, g: Tensor, state: State, c: Coefficients, *, decoupled: bool) -> None:
-    """If `decoupled`, use AdamW (arXiv:1711.05101). Otherwise add weight decay to g and use Adam (arXiv:1412.6980)."""
+    """If `decoupled`, use AdamW (arXiv:1711.05101). Otherwise use Adam (arXiv:1412.6980) with decay added to `g`."""
     m, v = state["m"], state["v"]
     if "decay" in c and not decoupled:
         g.add_(p * c["decay"])

@@ -3,7 +3,7 @@
 All parameters of a batch form one matrix (runs, width), so that an update takes few operations. A module's tensors are
 adjacent, so one operation on a span of columns computes its norm. The squares of all module norms add up to the square
 of the global norm. Module norms are float32, and `global_norm` combines them in float64. Norms from 1e-37 to 1e37 are
-right, although most of their squares are too small or too large for float32.
+right, although most squares of such norms are too small or too large for float32.
 """
 
 import math
@@ -20,7 +20,7 @@ from normstudy.config import ProbeConfig
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 ALIGN = 16  # floats in a cache line; each module begins at a multiple of ALIGN
-ORDINARY = (1e-15, 1e15)  # a norm in this range is right: no square overflows, and only negligible ones underflow
+ORDINARY = (1e-15, 1e15)  # a norm in this range is right: no square overflows, and only negligible squares underflow
 
 # Name of a module or parameter in a block -> the module's name in the tables. Names not listed stay the same.
 _IN_BLOCK = {
@@ -43,7 +43,7 @@ class Probe:
 
 
 class Modules(NamedTuple):
-    """The rows of a step in the table `modules`: layers (None outside blocks) and names. row_of_tensor: by tensor."""
+    """A step's rows in the table `modules`: layers (None outside blocks) and names. row_of_tensor: a tensor's row."""
 
     layer: list[int | None]
     name: list[str]
@@ -151,7 +151,7 @@ def norms_by_run(tensors: Sequence[Tensor], divisor: float = 1.0) -> Tensor:
     done = [d or not x.shape[1] for d, x in zip(done, flat, strict=True)]
     # On a CPU, abs and amax are ten times as fast as vector_norm(x, inf).
     largest = torch.stack([n if d else x.abs().amax(1) for d, x, n in zip(done, flat, plain, strict=True)])
-    scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)  # 0, inf and NaN stay what they are
+    scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)  # numbers are not scaled by 0, inf or NaN
     parts = zip(done, flat, plain, scale[..., None], strict=True)
     scaled = torch.stack([n if d else torch.linalg.vector_norm(x / s, dim=1) for d, x, n, s in parts])
     return torch.where(ordinary, norms, scaled / divisor * scale)

@@ -19,7 +19,7 @@ from normstudy.training import optim, probes
 from normstudy.training.probes import Array, Layout
 
 Step = Callable[..., Sequence[Tensor]]
-WARMUP = 3  # steps before the capture of a CUDA graph, during which libraries select kernels and allocate workspaces
+WARMUP = 3  # steps before the capture of a CUDA graph; in these steps, libraries select kernels and allocate workspaces
 
 
 def loss_of_run(model: Transformer, params: dict[str, Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -44,7 +44,7 @@ class StackedRuns:
     grads: Tensor
     state: optim.State
     has_own_parts: bool  # whether the user supplied the block or the norm
-    decayed: Tensor | None = None  # (width,): the columns on which weight decay acts; None: all
+    decayed: Tensor | None = None  # see `optim.decayed_columns`
 
     def losses(self, values: list[Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return losses (runs,) and x_0 ... x_L, each (runs, B, T, D). tokens: (runs, B, T + 1), or (B, T + 1)."""
@@ -61,7 +61,7 @@ class StackedRuns:
         return replace(self, params=params, grads=grads, state=dict(zip(self.state, slots, strict=True)))
 
     def join(self, others: StackedRuns) -> StackedRuns:
-        """Copy these runs, followed by other runs of the same model, into a new batch."""
+        """Copy these runs and other runs of the same model, in this order, into a new batch."""
         mine, theirs = ([r.params, r.grads, *r.state.values()] for r in (self, others))
         params, grads, *slots = (torch.cat([a.detach(), b.detach()]) for a, b in zip(mine, theirs, strict=True))
         return replace(self, params=params, grads=grads, state=dict(zip(self.state, slots, strict=True)))
@@ -109,8 +109,8 @@ def inputs_of(steps: range, configs: list[RunConfig], text: texts.Text, like: Te
 def stepper(runs: StackedRuns, like: Inputs, *, probing: bool) -> Callable[[Inputs, bool], Measured]:
     """Return a function (inputs, probed) -> results that takes one step of these runs.
 
-    On a GPU the function replays a CUDA graph, which probes every step. There is no graph for a user's own block or
-    norm, which may do what a graph cannot capture, such as building a tensor from Python numbers.
+    On a GPU the function replays a CUDA graph, which probes every step. A user's own block or norm is not captured,
+    because it may do what a graph cannot capture, such as building a tensor from Python numbers.
     """
     if runs.params.device.type != "cuda" or runs.has_own_parts:
         return lambda inputs, probed: step_(runs, inputs, probing=probing, probed=probed and probing)
@@ -133,7 +133,7 @@ def captured(step: Step, inputs: Sequence[Tensor], changed: Sequence[Tensor]) ->
     A step of a small model runs about a thousand kernels of a few microseconds each. Launching the kernels one by one
     takes longer than running them. A graph launches them all at once.
 
-    changed: the tensors that `step` changes. After the capture, they are set back to their values before the capture.
+    changed: the tensors that `step` changes. After the capture, these tensors are set back to their earlier values.
     """
     before = [t.clone() for t in changed]
     static = [t.clone() for t in inputs]
@@ -188,7 +188,7 @@ def clip_factors(norms: Tensor, limits: Tensor) -> Tensor:
     """Return float64 factors (runs,) that clip as torch.nn.utils.clip_grad_norm_ does. norms: (modules, runs)."""
     # A sum over the last axis of a contiguous matrix adds in an order that does not depend on the number of runs.
     norm = norms.double().square().T.contiguous().sum(1).sqrt()
-    # For a run without a limit, `limits` is inf. If the run's norm is inf too, limits / norm would be NaN.
+    # For a run without a limit, `limits` is inf. If the run's norm is also inf, limits / norm would be NaN.
     return torch.where(limits.isinf(), 1.0, (limits / (norm + 1e-6)).clamp(max=1))
 
 
