@@ -1,8 +1,9 @@
 """Split a text into blocks of tokens for training and for validation, and compute the entropies of the blocks.
 
 A text is cut into blocks of 4 KiB, or into tenths if it has fewer than ten such blocks. Every tenth block is for
-validation and the others are for training. Validation blocks from only the end of the text would be biased, since the
-end may differ from the rest: the standard library ends with encoding tables. An incomplete last block is not used.
+validation, and all other blocks are for training. Validation blocks from only the end of the text would be biased,
+because a text's end may be unusual: the standard library ends with encoding tables. An incomplete last block is left
+out.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,8 +18,8 @@ from normstudy.errors import ConfigError
 BLOCK = 4096  # bytes per block; for the synthetic text, tokens per block
 VALIDATION_EVERY = 10
 UNIGRAM_SMOOTHING = 0.01  # added to the count of every token
-BIGRAM_WEIGHT = 0.9  # weight of the bigram estimate; the unigram estimate has the rest
-DENSE_VOCAB = 256  # largest vocabulary of which all pairs are counted; at V = 65,536 this would need 32 GiB
+BIGRAM_WEIGHT = 0.9  # weight of the bigram estimate; the unigram estimate has 1 - BIGRAM_WEIGHT
+DENSE_VOCAB = 256  # largest vocabulary of which all pairs are counted; for 65,536 tokens the counts need 32 GiB
 COUNTED_AT_ONCE = 2**22  # tokens per slice; counting a whole text at once would need 8 bytes of memory per token
 Array = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
@@ -27,7 +28,7 @@ Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Hold all blocks in one 1-D array `tokens`. Block i is tokens[edges[i] : edges[i + 1]]. edges: (blocks + 1,)."""
+    """All blocks in one 1-D array `tokens`. Block `i` is tokens[edges[i] : edges[i + 1]]. edges: (blocks + 1,)."""
 
     tokens: Tokens
     edges: Ints
@@ -42,7 +43,7 @@ class Blocks:
 
 
 def split(symbols: Array) -> tuple[Array, Array]:
-    """Split a text into training and validation blocks, (blocks, size). Raise a ConfigError if it is too short."""
+    """Split a text into training and validation blocks, (blocks, size). Raise a ConfigError for a short text."""
     size = BLOCK if len(symbols) >= VALIDATION_EVERY * BLOCK else len(symbols) // VALIDATION_EVERY
     if size < 2:
         raise ConfigError(
@@ -62,8 +63,9 @@ def join(blocks: Array | Sequence[Tokens]) -> Blocks:
 def entropies(train: Blocks, validation: Blocks, vocab_size: int) -> tuple[float, float]:
     """Return the cross-entropies of the validation blocks under a unigram and a bigram model of the training blocks.
 
-    Both are finite, in nats per token. The bigram model mixes the pair's training frequency with the unigram model.
-    After a token that begins no training pair, the bigram model equals the unigram model. No pair spans two blocks.
+    Both cross-entropies are finite, in nats per token. The bigram model mixes a pair's training frequency with the
+    unigram model. After a token that begins no training pair, the bigram model equals the unigram model. A pair is
+    within one block.
     """
     counts = _bincount(_slices(train.tokens), vocab_size) + UNIGRAM_SMOOTHING
     p1 = counts / counts.sum()
@@ -81,7 +83,7 @@ def entropies(train: Blocks, validation: Blocks, vocab_size: int) -> tuple[float
 
 def _counted(blocks: Blocks, vocab_size: int) -> tuple[Ints, Floats]:
     """Return the sorted codes (see `_pairs`) of all pairs that occur, and each pair's count."""
-    if vocab_size <= DENSE_VOCAB:  # faster, although it also returns pairs that do not occur
+    if vocab_size <= DENSE_VOCAB:  # counting all possible pairs is faster
         return np.arange(vocab_size**2), _bincount(_pairs(blocks, vocab_size), vocab_size**2).astype(np.float64)
     parts, numbers = zip(*(np.unique(c, return_counts=True) for c in _pairs(blocks, vocab_size)), strict=True)
     codes, place = np.unique(np.concatenate(parts), return_inverse=True)
@@ -90,7 +92,7 @@ def _counted(blocks: Blocks, vocab_size: int) -> tuple[Ints, Floats]:
 
 
 def _pairs(blocks: Blocks, vocab_size: int) -> Iterator[Ints]:
-    """Yield the code first * vocab_size + second of each pair of adjacent tokens, in several arrays."""
+    """Yield the code first * vocab_size + second of each pair of adjacent tokens, one array at a time."""
     begins_pair = np.ones(len(blocks.tokens) - 1, bool)
     begins_pair[blocks.edges[1:-1] - 1] = False  # a block's last token begins no pair
     every = map(_slices, (blocks.tokens[:-1], blocks.tokens[1:], begins_pair))

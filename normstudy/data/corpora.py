@@ -1,4 +1,4 @@
-"""Read the bytes of texts, such as Python's standard library or the user's files, or generate the synthetic text."""
+"""Read the bytes of texts, such as Python's standard library or a user's files. Generate the synthetic text."""
 
 import bisect
 import errno
@@ -20,7 +20,7 @@ from normstudy.errors import ConfigError
 
 
 def raw_bytes(name: str, path: str | None = None) -> bytes:
-    """Read the text `name`, or raise a ConfigError if it cannot be read. path: the value of data.path."""
+    """Read the text `name`. Raise a ConfigError if this is impossible. path: the value of data.path."""
     if name == "stdlib":
         return stdlib_bytes()
     if name == "pydoc":
@@ -33,7 +33,7 @@ _LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo
 
 
 def stdlib_bytes(root: Path | None = None) -> bytes:
-    """Join the standard library's .py files in path order, except those that can differ between machines."""
+    """Join the standard library's .py files in path order, without files that can differ between machines."""
     root = root or Path(sysconfig.get_path("stdlib"))
     every = (p for p in sorted(root.rglob("*.py"), key=Path.as_posix) if not p.name.startswith("_sysconfigdata"))
     return b"".join(p.read_bytes() for p in every if not _LEFT_OUT & set(p.relative_to(root).parts))
@@ -62,7 +62,7 @@ def files_of(path: str) -> list[Path]:
 
     A folder stands for all regular files below it, sorted by path, except hidden files and files in hidden or linked
     folders. A path that does not exist and contains `*`, `?` or `[` is a glob, in which `**` matches folders at any
-    depth. A file with several links is listed once; otherwise its text could be in both training and validation blocks.
+    depth. A file with several links is listed once. Otherwise a text could be in both training and validation blocks.
     Files of studies are left out.
     """
     path = places.expanded(path, "data.path")
@@ -113,7 +113,7 @@ Version = tuple[tuple[str, int, int], ...]
 
 
 def version(path: str) -> Version | None:
-    """Return name, size and modification time of each file that data.path names; None if a file cannot be read."""
+    """Return name, size and modification time of each file that data.path names, or None if one is unreadable."""
     try:
         found = [(file.as_posix(), file.stat()) for file in files_of(path)]
     except (OSError, ConfigError):
@@ -129,7 +129,7 @@ def markov_matrix(seed: int, symbols: int = SYNTHETIC_SYMBOLS) -> Floats:
     """Draw the transition matrix (V, V) of the synthetic source.
 
     Each row is drawn from a Dirichlet distribution whose mean is close to Zipf's law. Few entries of a row are large,
-    so the next symbol depends strongly on the current one, and the stationary distribution is far from uniform.
+    so the next symbol depends strongly on the current symbol, and some symbols are far more frequent than others.
     """
     rng = np.random.Generator(np.random.Philox(key=[seed, 1]))
     base = 1 / np.arange(1, symbols + 1)
@@ -152,7 +152,7 @@ def entropy_rate(matrix: Floats) -> float:
 
 def synthetic_tokens(seed: int) -> Array:
     """Draw the synthetic text from a Markov source, whose entropy rate is known exactly."""
-    # Drop each row's last sum. If rounding put that sum below a random number, bisect_right would return no symbol.
+    # Drop each row's last sum. If rounding put this sum below a random number, bisect_right would return no symbol.
     rows = markov_matrix(seed).cumsum(1)[:, :-1].tolist()
     uniform = np.random.Generator(np.random.Philox(key=[seed, 2])).random(SYNTHETIC_LENGTH)
     symbol, out = 0, bytearray()

@@ -20,15 +20,15 @@ from normstudy.errors import ConfigError, bar_options
 
 
 class Corpus(NamedTuple):
-    """A text to download. If the file is a zip archive, the member that contains the text has the text's name."""
+    """A text to download. If the file is a zip archive, the text is the archive's member of the same name."""
 
     url: str
     sha256: str  # of the file at `url`
     source: str  # the address of a page about the text
 
 
-# Other public repositories pin the same hashes. The hash of enwik8 also equals the one in dataset_infos.json of Hugging
-# Face's `enwik8`.
+# Other public repositories pin the same hashes. The hash of enwik8 also equals the hash in dataset_infos.json of
+# Hugging Face's `enwik8`.
 CORPORA = {
     "tiny_shakespeare": Corpus(
         url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
@@ -52,14 +52,14 @@ OWN_COPY = "use your own copy with data=file data.path=FILE"
 
 
 def cache_dir() -> Path:
-    """Return the folder for downloads and learned BPE merges, NORMSTUDY_DATA_DIR or one in the system's cache."""
+    """Return the folder for downloads and learned BPE merges: NORMSTUDY_DATA_DIR, or a folder in the user's cache."""
     try:
         if chosen := os.environ.get("NORMSTUDY_DATA_DIR"):
             return Path(places.expanded(chosen, "NORMSTUDY_DATA_DIR"))
         import pooch
 
         return Path(pooch.os_cache("normstudy")).expanduser()
-    except RuntimeError:  # neither HOME nor the list of users names a home
+    except RuntimeError:  # neither HOME nor the list of users names a home folder
         raise ConfigError("this user has no home folder for the cache: set NORMSTUDY_DATA_DIR to a folder") from None
 
 
@@ -80,10 +80,10 @@ def fetch(name: str, corpus: Corpus) -> Path:
             return path
         import pooch
 
-        pooch.get_logger().setLevel("WARNING")  # the progress bar shows what pooch would print
+        pooch.get_logger().setLevel("WARNING")  # hide pooch's messages, which the progress bar replaces
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f".{path.name}.lock", "a", opener=places.own_opener) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one process downloads the file while the others wait
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one process downloads the file while all others wait
             downloader = functools.partial(_download, name, corpus, part)
             return Path(pooch.retrieve(corpus.url, f"sha256:{corpus.sha256}", path.name, folder, downloader=downloader))
     except OSError as error:
@@ -144,7 +144,7 @@ def _receive(name: str, url: str, part: Path) -> bool:
 
 
 def _chunks(url: str, response: http.client.HTTPResponse, done: int, total: int | None) -> Iterator[bytes]:
-    """Yield a response's bytes. Raise a ConfigError if the response ends early. done: number of bytes saved before."""
+    """Yield a response's bytes. Raise a ConfigError if the response ends early. done: number of saved bytes."""
     reason = "the connection was closed"
     try:
         while chunk := response.read1(2**16):

@@ -1,4 +1,4 @@
-"""Load a text as blocks of tokens, with its entropies, and draw windows: T + 1 adjacent tokens of one block each."""
+"""Load a text as blocks of tokens with entropies, and draw windows. A window is T + 1 adjacent tokens of a block."""
 
 import functools
 import hashlib
@@ -13,7 +13,7 @@ from normstudy.data.blocks import BLOCK, VALIDATION_EVERY, Blocks, Ints, entropi
 from normstudy.data.tokenizer import Pieces, Tokens
 from normstudy.errors import ConfigError
 
-MIN_ENTROPY_GAP = 0.2  # nats by which the unigram entropy must exceed the bigram entropy, as outcomes depend on both
+MIN_ENTROPY_GAP = 0.2  # nats by which the unigram entropy must exceed the bigram entropy to tell outcomes apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Text:
     train: Blocks
     validation: Blocks
     pieces: Pieces  # the bytes of each token in the vocabulary
-    bytes_per_token: float  # the mean over the validation blocks
+    bytes_per_token: float  # mean over the validation blocks
     sha256: str
     unigram_entropy: float
     bigram_entropy: float
@@ -100,7 +100,7 @@ def _load(
 
 
 def tokens_sha256(train: Blocks, validation: Blocks, pieces: Pieces) -> str:
-    """Hash a text's tokens, block edges and the bytes of each token, so that the hash depends on the tokenizer."""
+    """Hash a text's tokens, block edges and the bytes of each token. So the hash also depends on the tokenizer."""
     digest = hashlib.sha256()
     for blocks in (train, validation):
         digest.update(np.array([len(blocks.tokens), len(blocks)], "<i8").data)
@@ -129,7 +129,7 @@ def check_fits(text: Text, config: DataConfig, eval_windows: int) -> None:
 
 @functools.lru_cache(maxsize=32)
 def places(blocks: Blocks, seq_len: int) -> Ints:
-    """Return, for each block, the total number of windows in it and in all earlier blocks, (blocks,)."""
+    """Return for each block the number of windows up to the block's end, (blocks,)."""
     return (blocks.lengths - seq_len).clip(min=0).cumsum()
 
 
@@ -149,6 +149,6 @@ def batch(text: Text, data_seed: int, step: int, batch_size: int, seq_len: int) 
 
 
 def validation_windows(text: Text, windows: int, seq_len: int) -> Ints:
-    """Return evenly spaced validation windows, (windows, T + 1) int64. They do not depend on a seed."""
+    """Return evenly spaced validation windows, (windows, T + 1) int64. The windows do not depend on a seed."""
     n_places = int(places(text.validation, seq_len)[-1])
     return windows_at(text.validation, (2 * np.arange(windows) + 1) * n_places // (2 * windows), seq_len)

@@ -64,7 +64,7 @@ CACHE_FORMAT = 1  # increase when PATTERN or the format of the cache file change
 def byte_pairs(
     blocks: Sequence[bytes], train: Sequence[bytes], vocab_size: int, text_sha256: str
 ) -> tuple[list[Tokens], Pieces]:
-    """Tokenize by byte pairs learned from `train` (Sennrich et al., arXiv:1508.07909). Returns as `characters` does."""
+    """Tokenize by byte pairs learned from `train` (Sennrich et al., arXiv:1508.07909). Result: see `characters`."""
     name = f"bpe-{text_sha256}-{vocab_size}-{_library().__version__}-{CACHE_FORMAT}.json"
     merges = read_merges(cached := downloads.cache_dir() / name, vocab_size)
     if merges is None:
@@ -74,7 +74,7 @@ def byte_pairs(
 
 
 def train_merges(train: Sequence[bytes], vocab_size: int) -> Merges:
-    """Learn merges from the training blocks. Raise a ConfigError if they yield fewer than `vocab_size` tokens."""
+    """Learn merges from the training blocks. Raise a ConfigError for fewer than `vocab_size` tokens."""
     library = _library()
     trained = _splitting(library, library.models.BPE())
     token = {chr(b): b for b in range(256)}
@@ -106,7 +106,7 @@ def encode(blocks: Sequence[bytes], merges: Merges) -> list[Tokens]:
     model = library.models.BPE({s: i for i, s in enumerate(spelled)}, [(spelled[a], spelled[b]) for a, b in merges])
     encoder = _splitting(library, model)
     out: list[Tokens] = []
-    for i in range(0, len(blocks), 256):  # in parts, since the library's results need far more memory than the tokens
+    for i in range(0, len(blocks), 256):  # in parts, because the library's results need far more memory than tokens
         encoded = encoder.encode_batch_fast([block.decode("latin-1") for block in blocks[i : i + 256]])
         out += [np.array(e.ids, np.min_scalar_type(len(spelled) - 1)) for e in encoded]
     return out
@@ -120,7 +120,7 @@ def _splitting(library: ModuleType, model: object) -> Any:
 
 
 def _library() -> ModuleType:
-    # Turn off the library's threads, because a sweep already runs one process per core, and because forking a process
+    # Turn off the library's threads, because a sweep already runs one process per core, and because a fork of a process
     # while these threads run can hang.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
@@ -142,7 +142,7 @@ def read_merges(path: Path, vocab_size: int) -> Merges | None:
         merges = [(a, b) for a, b in kept["merges"]]
         return merges if len(pieces_of(merges)) == vocab_size else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return None  # the caller learns the same merges again
+        return None  # then the caller learns the same merges again
 
 
 def write_merges(path: Path, merges: Merges) -> None:
