@@ -21,9 +21,9 @@ from normstudy.search.rounds import COUNTS_AS, CRASHED, UNKNOWN, Progress, Run, 
 from normstudy.search.settings import Settings
 from normstudy.study import tables, whole
 
-# Columns of the answer, after those that define a cell. value: median of the posterior; low, high: its 95 % interval;
-# bound: "above" or "below" if the edge lies beyond an end of the range; width: of the interval, in decades; unfinished:
-# runs with this outcome inside the interval; decided: why the search of the edge ended, or "no".
+# Columns of the answer, after the columns that define a cell. value: median of the posterior; low, high: ends of its
+# 95 % interval; bound: "above" or "below" if the edge lies beyond an end of the range; width: the interval's width in
+# decades; unfinished: number of unfinished runs in the interval; decided: why the edge's search ended, or "no".
 COLUMNS = (
     "of", "edge", "value", "low", "high", "bound", "width", "runs", "crashed", "unfinished", "outcomes",
     "decided", "contradicted", "n_steps",
@@ -36,7 +36,7 @@ def critical_values(
 ) -> tuple[pd.DataFrame, Settings]:
     """Return a row for each cell and edge of a study's search, and the search's settings.
 
-    settings: used instead of those stored with the study. Raises ConfigError if the folder is not a study or has no
+    settings: replace the settings stored with the study. Raises ConfigError if the folder is not a study or has no
     search.
     """
     settings = settings or kept.read(Path(study_dir))
@@ -48,7 +48,7 @@ def critical_values(
 
 
 def with_outcomes(study_dir: Path | str, runs: pd.DataFrame) -> pd.DataFrame:
-    """Add the column outcome to finished and crashed runs, and leave out the others."""
+    """Add the column outcome to finished and crashed runs, and leave out all other runs."""
     runs = runs[runs["status"].isin(["done", "failed"])]
     steps = whole.read(study_dir, "steps", runs[runs["status"] == "done"], ["run_id", "step", "train_loss", "val_loss"])
     return runs.assign(outcome=runs["run_id"].map(outcomes(runs, steps)).fillna(CRASHED))
@@ -64,10 +64,10 @@ def answer(runs: pd.DataFrame, settings: Settings) -> pd.DataFrame:
 def counted(runs: pd.DataFrame, settings: Settings) -> tuple[Progress, list[tuple[int, str]]]:
     """Return how far the search of a cell is, and (position, outcome) of each run that enters the estimate.
 
-    All runs enter it, except the sentinels' repeats that only an earlier, shorter search requested. So a search that
-    gets a smaller width or more runs ends where it would have ended without the first stop.
+    All runs enter the estimate, except repeats of sentinels that only an earlier, shorter search requested. So a search
+    that is continued with a smaller width or more runs ends as if it had never stopped.
     """
-    # Of runs that differ only in evaluation or probing, count one: the run that the search requested.
+    # If runs differ only in evaluation or probing, count only the run that the search requested.
     own, columns = pd.Series(True, runs.index), kept.shared_keys()
     for key, value in (settings.alike or {}).items():
         own &= runs[columns[key]] == (runs["seed"] if value is None else value)
@@ -115,7 +115,7 @@ def edge_text(row: Mapping[str, Any], settings: Settings) -> str:
 
 
 def render(found: pd.DataFrame, settings: Settings) -> str:
-    """Format the answer as a table for a terminal, with lines above that explain the columns."""
+    """Format the answer as a table for a terminal, below lines that explain the columns."""
     if found.empty:
         return "No run of the search for critical values is finished yet."
     lengths = sorted({int(n) for n in found["n_steps"]})

@@ -1,7 +1,7 @@
 """Define the axes on which a critical value can be searched, and the positions of their values.
 
-A position is an integer in hundredths of a decade, in the direction in which runs fail more often: a peak_lr of
-10^(k/100) has the position k, and a warmup of n steps the position -100 log10(1 + n).
+A position is an integer in hundredths of a decade. Runs fail more often at larger positions. A peak_lr of 10^(k/100)
+has the position `k`, and a warmup of `n` steps has the position -100 log10(1 + n).
 """
 
 import math
@@ -28,7 +28,7 @@ class Axis(NamedTuple):
         return self.sign * round(DECADE * math.log10(value + self.offset))
 
     def value(self, position: int) -> float:
-        """Return the value at a position: an integer, or a number with three significant digits."""
+        """Return the value at a position, rounded to an integer or to three significant digits."""
         value = self.exact(position)
         return float(max(self.least, round(value))) if self.whole else float(f"{value:.3g}")
 

@@ -1,8 +1,8 @@
 """Estimate the position at which half of the runs fail: a Bayesian logistic regression on a grid.
 
-The share of runs that fail at position x is l + (1 - 2 l) / (1 + exp(-(x - t) / s)). The prior of the threshold t is
-uniform from PAD below the range to PAD above it. The prior of the width s is uniform over WIDTHS, and the prior of
-the lapse l over LAPSES. Terms are added in the order of the positions, so the order of the runs does not matter.
+The share of runs that fail at position `x` is l + (1 - 2 l) / (1 + exp(-(x - t) / s)). The threshold `t` has a uniform
+prior from PAD below the range to PAD above the range. The width `s` has a uniform prior over WIDTHS, and the lapse `l`
+has a uniform prior over LAPSES. Terms are added in the order of the positions, so the runs' order does not matter.
 """
 
 import functools
@@ -31,15 +31,15 @@ def _log_shares(reach: int) -> tuple[Floats, Floats]:
 
 
 class Posterior(NamedTuple):
-    """The threshold's distribution, given the runs. below, above: the probability that it lies outside the range."""
+    """The threshold's distribution, given the runs. below, above: its probability outside the range."""
 
     low: int  # ends of the range
     high: int
-    weights: Floats  # of each threshold and each pair of width and lapse; their sum is 1
+    weights: Floats  # weight of each threshold and pair (width, lapse); the sum is 1
     cumulative: Floats  # cumulative probability of the thresholds
 
     def quantile(self, q: float) -> int:
-        """Return the lowest threshold whose cumulative probability is at least q, as a position."""
+        """Return the lowest threshold whose cumulative probability is at least `q`, as a position."""
         return self.low - PAD + int(np.searchsorted(self.cumulative, min(q, float(self.cumulative[-1]))))
 
     @property
@@ -62,13 +62,14 @@ class Posterior(NamedTuple):
 def _log_shares_at(low: int, high: int, position: int) -> tuple[Floats, Floats]:
     """Return the rows of `_log_shares` for a run at a position and each threshold."""
     thresholds = high - low + 2 * PAD + 1
-    first = thresholds + min(max(position, low - PAD), high + PAD) - (low - PAD)  # runs farther away have equal shares
+    # Runs farther than PAD outside the range have the shares at PAD.
+    first = thresholds + min(max(position, low - PAD), high + PAD) - (low - PAD)
     failed, other = _log_shares(thresholds)
     return failed[first : first - thresholds : -1], other[first : first - thresholds : -1]
 
 
 def posterior(counts: Mapping[int, tuple[int, int]], low: int, high: int) -> Posterior:
-    """Return the threshold's posterior. counts: position -> number of runs that failed, and of runs that did not."""
+    """Return the threshold's posterior. counts: position -> (failed runs, all other runs)."""
     total = np.zeros((high - low + 2 * PAD + 1, len(WIDTHS) * len(LAPSES)))
     for position, (n_failed, n_other) in sorted(counts.items()):
         failed, other = _log_shares_at(low, high, position)

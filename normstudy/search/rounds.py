@@ -1,7 +1,7 @@
-"""Choose the runs of each round of a search, as a function of the outcomes of the rounds before.
+"""Choose the runs of each round of a search from the outcomes of all earlier rounds.
 
-A search has no state of its own: `replay` goes through the rounds from the first, and stops at the first round that has
-a run without an outcome. So a search that was killed, or that gets a smaller width, continues where it was.
+A search stores no state. `replay` repeats the rounds from the first round on, and stops at the first round in which a
+run has no outcome yet. So a search that was killed, or that gets a smaller width, continues where it stopped.
 """
 
 import functools
@@ -17,7 +17,8 @@ from normstudy.search.posterior import CONFIDENCE, posterior
 from normstudy.search.settings import Settings
 
 FAIL, NOT_LEARN = "half fail", "half do not learn"  # the two edges that a search looks for
-COUNTS_AS: dict[str, tuple[str, ...]] = {FAIL: FAILED, NOT_LEARN: (*FAILED, "partial")}  # edge -> outcomes beyond it
+# edge -> outcomes beyond the edge
+COUNTS_AS: dict[str, tuple[str, ...]] = {FAIL: FAILED, NOT_LEARN: (*FAILED, "partial")}
 CRASHED = "crashed"  # stands for the outcome of a run that crashed too often
 UNKNOWN = (CRASHED, UNJUDGED)  # outcomes that do not count for an edge
 ROUND = 4  # runs of a round
@@ -25,7 +26,7 @@ SENTINELS = 6  # runs spread over the range, whose outcomes may contradict a sin
 REPEATS = 2  # further runs at the value of a sentinel that contradicts the threshold
 SURPRISE = 0.25  # a sentinel is repeated if its outcome was expected with at most this probability
 CONTRADICTION = 0.03  # a sentinel and its repeats contradict the threshold if their outcomes were at most this likely
-AT_AN_END = 0.2, 0.8  # an edge is at an end of the range if it is beyond this end with a probability between these
+AT_AN_END = 0.2, 0.8  # an edge is at an end of the range if P(edge beyond this end) is between these two numbers
 SENTINEL_SEED, REPEAT_SEED = 1000, 2000  # added to the search's first seed
 
 
@@ -41,7 +42,7 @@ class Progress:
     wanted: list[Run] = field(default_factory=list)  # runs of the current round that have no outcome yet
     outcomes: dict[Run, str] = field(default_factory=dict)
     decided: dict[str, str] = field(default_factory=dict)  # edge -> what `decision` returns, or "max_runs"
-    contradicted: dict[str, list[float]] = field(default_factory=dict)  # edge -> values of sentinels that contradict
+    contradicted: dict[str, list[float]] = field(default_factory=dict)  # edge -> values of contradicting sentinels
 
 
 class Summary(NamedTuple):
@@ -71,12 +72,12 @@ def count(edge: str, outcomes: Iterable[tuple[int, str]]) -> dict[int, tuple[int
 
 
 def replay(settings: Settings, outcome_of: Callable[[Run], str | None]) -> Progress:
-    """Go through the rounds. outcome_of: returns a run's outcome, CRASHED, or None if the run has no outcome yet."""
+    """Go through the rounds. outcome_of(run): the run's outcome, CRASHED, or None if the run has no outcome yet."""
     axis, ends = settings.axis, settings.ends
     progress = Progress()
 
     def take(runs: list[Run]) -> bool:
-        """Add the outcomes of some runs. Return whether all of them have one."""
+        """Add the outcomes of some runs. Return whether all these runs have an outcome."""
         found = {run: outcome_of(run) for run in runs}
         progress.wanted = [run for run, outcome in found.items() if outcome is None]
         progress.outcomes |= {run: outcome for run, outcome in found.items() if outcome is not None}
@@ -103,7 +104,7 @@ def replay(settings: Settings, outcome_of: Callable[[Run], str | None]) -> Progr
     expected = {edge: posterior(count(edge, pairs), *ends) for edge in COUNTS_AS}  # without the sentinels
 
     def chance(edge: str, run: Run) -> float:
-        """Return the probability of a run's outcome, which is beyond the edge or not. It ignores the sentinels."""
+        """Return the probability that a run has its outcome (beyond the edge or not), estimated without sentinels."""
         share, outcome = expected[edge].share(axis.position(run.value)), progress.outcomes[run]
         return 1.0 if outcome in UNKNOWN else share if outcome in COUNTS_AS[edge] else 1 - share
 
@@ -125,7 +126,7 @@ def replay(settings: Settings, outcome_of: Callable[[Run], str | None]) -> Progr
 
 
 def repeat_seeds(settings: Settings) -> range:
-    """Return the seeds of the sentinels' repeats, which are the largest seeds of a search."""
+    """Return the seeds of the sentinels' repeats. These seeds are the largest in a search."""
     first = settings.seed + REPEAT_SEED
     return range(first, first + REPEATS * SENTINELS)
 
@@ -135,7 +136,7 @@ def pairs_of(outcomes: Mapping[Run, str], axis: Axis) -> list[tuple[int, str]]:
 
 
 def decision(found: Summary, settings: Settings) -> str | None:
-    """Return why an edge is decided: "interval", or "below" or "above" the range; None if it is not."""
+    """Return why an edge is decided: "interval", "below" (the range) or "above", or None if undecided."""
     if found.below >= CONFIDENCE:
         return "below"
     if found.above >= CONFIDENCE:

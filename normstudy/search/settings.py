@@ -15,7 +15,7 @@ from normstudy.search.axis import Axis, find
 from normstudy.study import files, schema
 
 FILE = "sweeps/search.json"
-VERSION = 1  # of the rounds and the prior; increase it if a change would make a finished search train other runs
+VERSION = 1  # version of the rounds and the prior; increase it if a finished search would then train other runs
 MOST = 1e9  # largest value of any axis
 
 
@@ -25,9 +25,9 @@ class Settings(NamedTuple):
     of: str
     low: float  # the range of values, in the axis's unit
     high: float
-    width: float = 0.4  # in decades; an edge is decided when its interval is narrower, or lies outside the range
-    max_runs: int = 60  # at most, in each cell
-    seed: int = 0  # of the first run
+    width: float = 0.4  # in decades; a narrower interval decides an edge, as does an interval outside the range
+    max_runs: int = 60  # most runs in each cell
+    seed: int = 0  # seed of the first run
     version: int = VERSION
     alike: dict[str, Any] | None = None  # what `alike` returns; None: not recorded
 
@@ -37,7 +37,7 @@ class Settings(NamedTuple):
 
     @property
     def ends(self) -> tuple[int, int]:
-        """Return the positions of the range's ends; runs fail more often at the second."""
+        """Return the positions of the range's ends. Runs fail more often at the second end."""
         low, high = sorted(self.axis.position(value) for value in (self.low, self.high))
         return low, high
 
@@ -47,7 +47,7 @@ class Settings(NamedTuple):
 
 
 def settings_of(cells: Sequence[RunConfig]) -> Settings:
-    """Return the settings in the cells' configurations. Raises ConfigError if these differ or are impossible."""
+    """Return the cells' common settings of the search. Raises ConfigError if settings differ or are impossible."""
     one_value({"seed": [cell.seed for cell in cells]})
     one_value({f"search.{key}": [vars(cell.search)[key] for cell in cells] for key in vars(cells[0].search)})
     search, axis = cells[0].search, find(cells[0].search.of)
@@ -58,7 +58,7 @@ def settings_of(cells: Sequence[RunConfig]) -> Settings:
 
 
 def alike(runs: Sequence[RunConfig]) -> dict[str, Any]:
-    """Return key -> value of the `shared_keys` in a search's runs. data_seed is None if each run's is its seed.
+    """Return key -> value of the `shared_keys` in a search's runs. data_seed is None if it equals each run's seed.
 
     Raises ConfigError if a key has several values: outcomes depend on it, but the answer has no column for it.
     """
@@ -78,7 +78,7 @@ def one_value(values: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """Return key -> value, given key -> value in every cell. Raises ConfigError if a key has several values."""
     for key, found in values.items():
         if len(several := list(dict.fromkeys(map(value_text, found)))) > 1:
-            raise ConfigError(f"{key} has several values ({', '.join(several)}), but a search has one: give one")
+            raise ConfigError(f"{key} has several values ({', '.join(several)}), but a search has one: give one value")
     return {key: found[0] for key, found in values.items()}
 
 
@@ -103,7 +103,7 @@ def read(study_dir: Path) -> Settings | None:
     path = study_dir / FILE
     try:
         found = json.loads(places.read(path))
-        if found.pop("sha256", None) not in (None, _sha256(found)):  # None: an older version wrote the file
+        if found.pop("sha256", None) not in (None, _sha256(found)):  # no sha256: an older version wrote the file
             raise ValueError
         low, high, width = (float(found[key]) for key in ("low", "high", "width"))
         max_runs, seed, version = (int(found[key]) for key in ("max_runs", "seed", "version"))
@@ -151,6 +151,6 @@ def check_same(study_dir: Path, settings: Settings) -> None:
 
 
 def _binding(settings: Settings) -> dict[str, Any]:
-    """Return key -> value of the settings on which the rounds depend: all but search.width and search.max_runs."""
+    """Return key -> value of the settings that determine the rounds: all but search.width and search.max_runs."""
     of, low, high, _, _, seed, version, alike = settings
     return {"search.of": of, "search.low": low, "search.high": high, "seed": seed, "version": version, **(alike or {})}

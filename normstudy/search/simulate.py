@@ -1,4 +1,4 @@
-"""Simulate searches with known edges, to see how many runs they need and how often their intervals are right."""
+"""Simulate searches with known edges: how many runs does a search need, and how often is its interval right?"""
 
 import functools
 import math
@@ -16,12 +16,12 @@ GRID_SEEDS = 5  # runs at each value of a grid
 
 
 class Edge(NamedTuple):
-    """The share of failing runs: a logistic function of the position, with lapses, and perhaps a band of failures."""
+    """The share of runs that fail: a logistic function of the position, with lapses and perhaps a band of failures."""
 
     threshold: float  # a position
     width: float  # in decades
     lapse: float = 0.0
-    band: tuple[int, int] | None = None  # positions
+    band: tuple[int, int] | None = None  # between these two positions runs fail, except for lapses
 
     def share(self, position: int) -> float:
         if self.band is not None and self.band[0] <= position <= self.band[1]:
@@ -55,11 +55,11 @@ class Expected(NamedTuple):
 
     runs: float
     error: float
-    grid_runs: float  # of a grid with the same error
+    grid_runs: float  # runs of a grid with an equal error
 
 
 def expected(settings: Settings, searches: int = 40) -> Expected:
-    """Simulate searches whose edges lie anywhere in the range, and find a grid with the same error."""
+    """Simulate searches whose edges lie anywhere in the range, and find a grid with an equal error."""
     rng = np.random.default_rng(0)
     low, high = settings.ends
     edges = [Edge(rng.uniform(low, high), rng.choice(WIDTHS[:4])) for _ in range(searches)]
@@ -78,7 +78,7 @@ def rms(errors: Sequence[float]) -> float:
 
 def grid_errors(edges: Sequence[Edge], settings: Settings, spacing: int, rng: np.random.Generator) -> list[float]:
     """Return the errors, in decades, of a grid over the range, read by the estimator of Spearman and Kaerber."""
-    low, high = settings.ends  # the part of it below the estimate is the share of runs that did not fail
+    low, high = settings.ends  # the share of runs that did not fail is the part of the range below the edge
     positions = range(low, high + 1, spacing)
     failed = (rng.binomial(GRID_SEEDS, [edge.share(p) for p in positions]) / GRID_SEEDS for edge in edges)
     found = (low - spacing / 2 + spacing * float(np.sum(1 - share)) for share in failed)
