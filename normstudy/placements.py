@@ -1,10 +1,10 @@
-"""Define where the norms of a transformer block sit, by one small function for each placement.
+"""Define the positions of the norms in a transformer block, by one small function for each placement.
 
 The names of a function's arguments declare what it receives:
 
     x                   (B, T, D) the residual stream
-    r                   (B, T, D) a second stream, equal to x_0 before the first block; a function that takes r returns
-                        (x, r), and the logits are computed from x + final_norm(r)
+    r                   (B, T, D) a second stream, equal to x_0 before the first block. A function that takes r returns
+                        (x, r). The logits are then computed from x + final_norm(r)
     attn                attn(x) -> (B, T, D); attn(x, inner=norm) normalizes before the output projection,
                         attn(x, qkv=(norm, norm, norm)) normalizes queries, keys and values of each head
     mlp                 mlp(x) -> (B, T, D); mlp(x, inner=norm) normalizes before the output matrix
@@ -20,7 +20,7 @@ The names of a function's arguments declare what it receives:
 The function returns the new x. PLACEMENTS lists all placements. The functions only add, multiply and call, so this
 module does not import torch.
 
-B batch, T sequence, D d_model.
+Axes: B batch, T sequence, D d_model.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 
 class Placement(NamedTuple):
-    """A row of PLACEMENTS: a placement's function, its source, and the model settings that it chooses or allows."""
+    """A row of PLACEMENTS: a placement's function and source, and the model settings that it chooses or allows."""
 
     block: Callable[..., object]
     source: str
@@ -42,7 +42,7 @@ class Placement(NamedTuple):
     star_block: Callable[..., object] | None = None  # the function for block 0 when model.first_block=star
     min_layers: int = 1
     profiled: bool = False  # whether a profiling pass (model/init.py) sets the initial omega1 and omega2
-    aliases: tuple[str, ...] = ()  # names in papers, for which error messages suggest this placement
+    aliases: tuple[str, ...] = ()  # names in papers; error messages suggest this placement for these names
 
 
 def pre(x, attn, mlp, norm1, norm2):

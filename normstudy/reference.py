@@ -1,8 +1,9 @@
 """Implement the norms, the sublayers, the blocks and the decoder in plain NumPy, as a reference for tests.
 
-The tests require placements.py, model/ and training/ to agree with this module, which shares no code with them. It is
-written to be read beside the papers, not to be fast. It computes in the precision of its input (float64 or float32).
-Parameters are named as in model/transformer.py. In shapes, B batch, T sequence, D d_model, K d_head, F d_ff, V vocab.
+The tests require placements.py, model/ and training/ to agree with this module. This module shares no code with them.
+The code is written to be read beside the papers, not to be fast. Results have the precision of the input (float64 or
+float32). Parameters are named as in model/transformer.py. Axes: B batch, T sequence, D d_model, K d_head, F d_ff, V
+vocab.
 """
 
 import math
@@ -17,7 +18,7 @@ Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Tokens = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Params = Mapping[str, Array]
 Sublayer = Callable[[Array], Array]
-Norm = Callable[[str, Array], Array]  # ("q", "k" or "v", the array of this name) -> the normalized array
+Norm = Callable[[str, Array], Array]  # ("q", "k" or "v", the array q, k or v) -> the normalized array
 
 
 def layer_norm(x: Array, gamma: Array, beta: Array, eps: float = 1e-5) -> Array:
@@ -108,7 +109,7 @@ def rotary(x_TK: Array, base: float = 10_000) -> Array:
 
 
 def keep(which: str, x: Array) -> Array:
-    """Return x unchanged: the default of causal_attention's `full` and `per_head`, which then apply no norm."""
+    """Return x unchanged. This is the default of causal_attention's `full` and `per_head`."""
     return x
 
 
@@ -128,15 +129,15 @@ def causal_attention(
     inner: Sublayer | None = None,
     rope_base: float | None = None,
 ) -> Array:
-    """Apply multi-head self-attention to x (..., T, D), in which position t reads positions 0 ... t.
+    """Apply multi-head self-attention to x (..., T, D), in which position `t` reads positions 0 ... t.
 
-    params: {q,k,v,out}.weight (D, D), and optionally {q,k,v,out}.bias (D,). `full` normalizes q, k and v (T, D), then
-    `per_head` normalizes each head (T, K), then RoPE rotates q and k, unless its base is None. `inner` normalizes the
-    joined heads (T, D) before the output projection.
+    params: {q,k,v,out}.weight (D, D), and optionally {q,k,v,out}.bias (D,). First `full` normalizes q, k and v (T, D).
+    Then `per_head` normalizes each head (T, K). Then RoPE rotates q and k, unless RoPE's base is None. At
+    the end `inner` normalizes the joined heads (T, D) before the output projection.
     """
     *_, n_positions, d_model = x.shape
     if d_model % n_heads:
-        raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}: change one of the two")
+        raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}: change d_model or n_heads")
     d_head = d_model // n_heads
     out = np.empty_like(x)
     for sequence in np.ndindex(x.shape[:-2]):
@@ -177,7 +178,7 @@ def norm_of(model: ModelConfig) -> str:
 
 
 def qk_norm_of(model: ModelConfig) -> str:
-    """Return the model's QK-norm. The value auto means full (over d_model) for OLMo 2's placement, else none."""
+    """Return the model's QK-norm. The value auto means full (over d_model) for OLMo 2's placement, otherwise none."""
     return model.qk_norm if model.qk_norm != "auto" else "full" if model.placement == "reordered" else "none"
 
 
@@ -258,7 +259,7 @@ def reordered(x: Array, block: BlockParts) -> Array:
 
 
 def sub(x: Array, block: BlockParts) -> Array:
-    """Return what `pre` does, with one more norm before the output matrix of attn and of ffn (arXiv:2210.06423)."""
+    """Return what `pre` returns, with one more norm before the output matrices of attn and ffn (arXiv:2210.06423)."""
     y = x + block.attn(block.norm("norm1", x), inner=lambda h: block.norm("norm1_inner", h))
     return y + block.ffn(block.norm("norm2", y), inner=lambda h: block.norm("norm2_inner", h))
 
@@ -295,7 +296,7 @@ def b2t(x: Array, block: BlockParts) -> Array:
 
 def residual(streams: Array, block: BlockParts) -> Array:
     """Return norm2(y + g) and r + f + g with f = attn(x), y = norm1(x + f), g = ffn(y) (ResiDual, arXiv:2304.14802)."""
-    x, r = streams  # each (B, T, D)
+    x, r = streams  # x and r are (B, T, D)
     f = block.attn(x)
     y = block.norm("norm1", x + f)
     g = block.ffn(y)
