@@ -40,10 +40,6 @@ def outcomes_at(edge: Edge, settings: Settings, rng: np.random.Generator) -> Cal
     return outcome_of
 
 
-def search(edge: Edge, settings: Settings, rng: np.random.Generator) -> Progress:
-    return replay(settings, outcomes_at(edge, settings, rng))
-
-
 def estimate(progress: Progress, settings: Settings) -> tuple[int, int, int]:
     """Return the median and the ends of the interval, as positions."""
     found = posterior(count(FAIL, pairs_of(progress.outcomes, settings.axis)), *settings.ends)
@@ -63,7 +59,7 @@ def expected(settings: Settings, searches: int = 40) -> Expected:
     rng = np.random.default_rng(0)
     low, high = settings.ends
     edges = [Edge(rng.uniform(low, high), rng.choice(WIDTHS[:4])) for _ in range(searches)]
-    done = [search(edge, settings, rng) for edge in edges]
+    done = [replay(settings, outcomes_at(edge, settings, rng)) for edge in edges]
     error = rms([(estimate(p, settings)[0] - e.threshold) / DECADE for p, e in zip(done, edges, strict=True)])
     spacing = max(1, (high - low) // 2)
     while spacing > 1 and rms(grid_errors(edges, settings, spacing, rng)) > error:

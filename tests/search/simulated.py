@@ -19,7 +19,7 @@ from normstudy.search.axis import DECADE
 from normstudy.search.posterior import posterior
 from normstudy.search.rounds import FAIL, Run, replay
 from normstudy.search.settings import Settings
-from normstudy.search.simulate import GRID_SEEDS, Edge, estimate, outcomes_at, rms, search
+from normstudy.search.simulate import GRID_SEEDS, Edge, estimate, outcomes_at, rms
 
 SETTINGS = Settings("peak_lr", 3e-4, 1.0)
 WIDTHS, LAPSES = (0.03, 0.08, 0.15, 0.25), (0.0, 0.02, 0.05)
@@ -56,7 +56,7 @@ def searched(kind: str, edges: list[Edge], rng: np.random.Generator) -> dict[str
     """A row of the table, without the grids."""
     errors, runs, covered, told = [], [], [], []
     for edge in edges:
-        done = search(edge, SETTINGS, rng)
+        done = replay(SETTINGS, outcomes_at(edge, SETTINGS, rng))
         median, low, high = estimate(done, SETTINGS)
         errors.append((median - edge.threshold) / DECADE)
         runs.append(len(done.outcomes))

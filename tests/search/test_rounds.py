@@ -12,7 +12,7 @@ from normstudy.search import simulate
 from normstudy.search.axis import AXES, find
 from normstudy.search.rounds import CRASHED, FAIL, NOT_LEARN, ROUND, SENTINELS, Progress, Run, replay
 from normstudy.search.settings import Settings
-from normstudy.search.simulate import Edge, estimate, outcomes_at, search
+from normstudy.search.simulate import Edge, estimate, outcomes_at
 
 RATES = Settings("peak_lr", 1e-3, 1.0)
 WARMUPS = Settings("warmup_steps", 0, 300)
@@ -58,7 +58,7 @@ def test_an_unknown_axis_is_refused() -> None:
 @pytest.mark.parametrize(("settings", "threshold"), [(RATES, 0.02), (RATES, 0.3), (WARMUPS, 40)])
 def test_a_sharp_edge_is_found_within_its_interval(settings: Settings, threshold: float) -> None:
     edge = sharp(settings, threshold)
-    done = search(edge, settings, np.random.default_rng(3))
+    done = replay(settings, outcomes_at(edge, settings, np.random.default_rng(3)))
     median, low, high = estimate(done, settings)
     assert low <= edge.threshold <= high
     assert (high - low) / 100 < settings.width
@@ -80,7 +80,7 @@ def test_without_or_with_only_failing_runs_the_answer_is_a_bound(share: float, b
 def test_an_edge_at_the_very_end_takes_at_most_max_runs() -> None:
     used = []
     for seed in range(20):
-        done = search(sharp(RATES, 1.0), RATES, np.random.default_rng(seed))
+        done = replay(RATES, outcomes_at(sharp(RATES, 1.0), RATES, np.random.default_rng(seed)))
         used.append(len(done.outcomes))
         assert used[-1] <= RATES.max_runs + 2 * SENTINELS
     assert np.mean(used) <= 40
@@ -137,5 +137,5 @@ def test_a_band_of_failures_below_the_edge_is_told() -> None:
     told = []
     for seed, low in itertools.product(range(5), (-280, -220)):
         edge = Edge(-60, 0.05, band=(low, low + 60))
-        told.append(bool(search(edge, RATES, np.random.default_rng(seed)).contradicted[FAIL]))
+        told.append(bool(replay(RATES, outcomes_at(edge, RATES, np.random.default_rng(seed))).contradicted[FAIL]))
     assert sum(told) >= 9
