@@ -1,4 +1,4 @@
-"""Set up axes, and draw what most figures share: lines of seeds and means, diverged runs, reference losses."""
+"""Set up axes, and draw what most figures show: lines of seeds, lines of means, diverged runs, reference losses."""
 
 from collections.abc import Sequence
 
@@ -16,15 +16,16 @@ from normstudy.figures.series import last_tenth, seed_mean
 
 STEP, LOG_STEP = "step", "step, log of step + 1"  # labels of the linear and the logarithmic step axis
 
-# The scale log(step + 1) and its inverse. Steps up to -1, which matplotlib also transforms, are clipped to -0.999.
+# The scale log(step + 1) and its inverse. matplotlib also transforms steps of -1 and less: they count as -0.999.
 LOG1P = (lambda x: np.log1p(np.maximum(x, -0.999)), np.expm1)
 
-# Ticks of an axis from low to high: (threshold, leading digits). The first row with threshold < high / low applies.
+# Leading digits of ticks: (threshold, digits). For an axis from `low` to `high`, the first pair with threshold <
+# high / low applies.
 TICKS = (20, (1, 2, 5)), (8, (1, 2, 3, 5)), (2.5, (1, 1.5, 2, 3, 5, 7)), (0, (1, 2, 3, 4, 5, 6, 7, 8, 9))
 
 
 def step_axis(ax: Axes, last: int, *, log: bool) -> None:
-    """Make the x axis show steps 0 to `last`. log: use a logarithmic scale of step + 1, with a tick at `last`."""
+    """Make the x axis show steps 0 to `last`. log: make the axis logarithmic in step + 1, with a tick at `last`."""
     narrow = place_of(ax).get_gridspec().ncols > 3
     if not log:
         ax.set_xlim(-0.02 * last, 1.02 * last)  # leaves room for the markers at both ends
@@ -38,7 +39,7 @@ def step_axis(ax: Axes, last: int, *, log: bool) -> None:
 
 
 def log_ticks(last: int, apart: float) -> list[int]:
-    """Return ticks such as 0, 5, 20 and `last`. From tick to tick, step + 1 grows at least `apart`-fold."""
+    """Return ticks such as 0, 5, 20 and `last`. From tick to tick, step + 1 grows by a factor of at least `apart`."""
     ticks = [0]
     for step in (1, 5, 20, 100, 500, 2000, 10_000, 50_000, 200_000):
         if step + 1 >= apart * (ticks[-1] + 1) and apart * (step + 1) < last + 1:
@@ -53,7 +54,7 @@ def norm_axis(ax: Axes) -> None:
 
 
 def norm_ticks(axis: Axis) -> None:
-    """Set ticks that all versions of matplotlib draw alike. Over less than 2 decades, label them with plain numbers."""
+    """Set ticks that all versions of matplotlib draw alike. On an axis of less than 2 decades, label plain numbers."""
     low, high = axis.get_view_interval()
     if high < 100 * low:
         axis.set_major_locator(LogLocator(subs=next(subs for factor, subs in TICKS if high > factor * low)))
@@ -62,7 +63,7 @@ def norm_ticks(axis: Axis) -> None:
 
 
 def layer_axis(axis: Axis, top: int) -> None:
-    """Set about eight ticks for layers 0 to `top`, always including both ends. axis: x or y."""
+    """Set about eight ticks for layers 0 to `top`, always with a tick at 0 and at `top`. axis: the x or the y axis."""
     every = max(1, -(-top // 7))
     ticks = [t for t in range(0, top + 1, every) if t == 0 or top - t >= every * 0.6] + [top]
     axis.set_ticks(sorted(set(ticks)))
@@ -71,12 +72,13 @@ def layer_axis(axis: Axis, top: int) -> None:
 def draw_seed_lines(
     ax: Axes, table: pd.DataFrame, runs: pd.DataFrame, look: Look, *, log: bool, smooth: bool = False, thin: bool = True
 ) -> None:
-    """Draw a thin line for each seed, if `thin`, and a bold line for the mean, which is geometric if `log`.
+    """Draw a bold line for the mean over seeds and, if `thin`, a thin line for each seed.
 
-    table: has columns hue, dash, run_id, step, value. runs: the panel's runs. smooth: apply `last_tenth` to the mean.
+    table: has columns hue, dash, run_id, step, value. runs: the panel's runs. log: draw the geometric mean. smooth:
+    apply `last_tenth` to the mean.
     """
     mean = seed_mean(table, runs, log=log)
-    alpha = 0.4 if look.facet is None else 0.25  # lines of seeds are paler in small panels, to show the mean
+    alpha = 0.4 if look.facet is None else 0.25  # in small panels, pale lines of seeds keep the mean visible
     for hue, dash, seeds in look.arms(table):
         color, pattern = look.colors[hue], look.dashes[dash]
         for run_id, run in seeds.groupby("run_id", observed=True) if thin else ():
@@ -87,7 +89,7 @@ def draw_seed_lines(
         bold = mean[(mean["hue"] == hue) & (mean["dash"] == dash)].sort_values("step")
         if smooth:
             bold = last_tenth(bold)
-        # a white edge keeps the gaps of a dashed line visible in front of other lines
+        # a white edge around a dashed line keeps its gaps visible where the line crosses other lines
         ax.plot(bold["step"], bold["value"], color="white", lw=style.BOLD + 1, alpha=0.7, zorder=2.5)
         few = "." if 0 < len(bold) <= 16 else ""  # a line with few points also shows the points
         ax.plot(
@@ -97,7 +99,7 @@ def draw_seed_lines(
 
 
 def draw_ends(ax: Axes, ends: pd.DataFrame, look: Look) -> None:
-    """Mark the last finite point of each diverged run. ends: these points, with columns hue, run_id, step, value."""
+    """Mark the last finite point of each diverged run. ends: the last points, with columns hue, run_id, step, value."""
     for run_id, hue, step, value in zip(ends["run_id"], ends["hue"], ends["step"], ends["value"], strict=True):
         ax.plot(
             [step], [value], marker=style.OUTCOME_MARKERS["diverged"], ms=6, ls="none", zorder=5,
@@ -106,7 +108,7 @@ def draw_ends(ax: Axes, ends: pd.DataFrame, look: Look) -> None:
 
 
 def draw_references(ax: Axes, references: Sequence[tuple[str, float]], *, labelled: bool) -> None:
-    """Draw a horizontal line at each reference loss. labelled: also write its name and value right of the panel."""
+    """Draw a line at each reference loss. labelled: also write the name and the loss to the right of the panel."""
     grid = place_of(ax).get_gridspec()
     gap = " " if grid.nrows * grid.ncols > FEW else "\n"  # two-line labels would overlap in low panels
     for name, value in references:

@@ -1,4 +1,4 @@
-"""Draw a search's figures: critical values against depth, shares of failing runs by searched value, phase maps."""
+"""Draw the figures of a search: critical_depth, critical_curve and phase_map."""
 
 from dataclasses import replace
 
@@ -24,13 +24,16 @@ from normstudy.search.settings import Settings
 MAX_CELLS = 12  # largest number of panels of critical_curve, unless there is a facet
 ARROW = [(-3, 0), (-3, 11), (-8, 11), (0, 20), (8, 11), (3, 11), (3, 0), (-3, 0)]  # arrow upward from (0, 0)
 BLACK, PALE = "#222222", "#DDDDDD"
-CURVES: dict[str, tuple[str, float, style.LineStyle, str]] = {  # edge: color, line width, line style, label
+CURVES: dict[str, tuple[str, float, style.LineStyle, str]] = {  # of each edge: color, line width, line style, label
     FAIL: ("#8A8A8A", 2.2, "-", "share that fails"), NOT_LEARN: (BLACK, 0.9, (0, (3.5, 1.5)), "that does not learn"),
 }  # fmt: skip
 
 
 def searched(study: Study) -> tuple[Study, Settings, XAxis]:
-    """Return the study with the varying fields as panel fields, its search, and an x axis: the depth if it varies."""
+    """Return the study with all varying fields as panel fields, the study's search, and the x axis.
+
+    The x axis shows the depth if it varies.
+    """
     if (settings := study.search) is None:
         raise Lacks("the study has no search for critical values: start one with normstudy critical")
     cells = study.ended.assign(**{settings.of: 0})
@@ -44,7 +47,10 @@ def finished(panels: list[Panel]) -> pd.DataFrame:
 
 
 def critical_table(runs: pd.DataFrame, x: XAxis, settings: Settings) -> pd.DataFrame:
-    """Return the rows of `edges` for each x value, at `place`. If only a bound is known, value, low and high are it."""
+    """Return the rows of `edges` for each value of `x.column`, with its x position as `place`.
+
+    If only a bound of an edge is known, the columns value, low and high contain this bound.
+    """
     rows = []
     for value, cell in runs.groupby(x.column, dropna=False):
         for row in edges(cell, settings):
@@ -55,7 +61,10 @@ def critical_table(runs: pd.DataFrame, x: XAxis, settings: Settings) -> pd.DataF
 
 
 def draw_edge(ax: Axes, table: pd.DataFrame, shift: float, color: str, ls: style.LineStyle, name: str) -> None:
-    """Draw one edge of `critical_table`, `shift` right of each place: known values with intervals, bounds as arrows."""
+    """Draw one edge of `critical_table`, `shift` to the right of each `place`.
+
+    A known value is drawn with its interval, and a bound as an arrow.
+    """
     at, value, known = table["place"] + shift, table["value"], table["bound"] == ""
     fails = (table["edge"] == FAIL).all()
     lengths = [(value - table["low"])[known], (table["high"] - value)[known]]
@@ -70,7 +79,7 @@ def draw_edge(ax: Axes, table: pd.DataFrame, shift: float, color: str, ls: style
 
 
 def value_axis(ax: Axes, which: str, settings: Settings, values: list[float]) -> None:
-    """Scale the x or y axis (`which`) like the search's axis. The axis contains `values`, with room on both sides."""
+    """Scale the x or y axis (`which`) like the search's axis. Include all `values`, with room at both ends."""
     low, *_, high = sorted(settings.axis.position(value) for value in values)
     room = max(0.06 * (high - low), 30 - (high - low) / 2)  # at least 0.6 decades in all, so that the axis has ticks
     if settings.axis.offset:
@@ -83,7 +92,7 @@ def value_axis(ax: Axes, which: str, settings: Settings, values: list[float]) ->
 
 
 def draw_runs(ax: Axes, x: "pd.Series[float]", y: "pd.Series[float]", runs: pd.DataFrame) -> None:
-    """Draw a mark for each run. Its shape and color show the outcome."""
+    """Draw a mark for each run. The mark's shape and color show the run's outcome."""
     for name, mine in runs.groupby("outcome"):
         ax.plot(
             x[mine.index], y[mine.index], ls="none", marker=style.OUTCOME_MARKERS[str(name)], ms=3.8, mew=0.3,
@@ -96,7 +105,7 @@ def _handles(axes: list[Axes]) -> list[Artist]:
 
 
 def critical_depth(study: Study, *, maps: bool = False) -> FigureBase:
-    """Draw critical values against depth, with colors, styles and panels for other fields. maps: also draw all runs."""
+    """Draw critical values against depth. Colors, styles and panels show other fields. maps: also draw all runs."""
     cells, settings, x = searched(study)
     colored = study.ended["hue"].isin(study.look.colors) & study.ended["dash"].isin(study.look.dashes)
     look, runs = beside_x(x, study.look, study.ended[colored])
@@ -140,7 +149,7 @@ def critical_depth(study: Study, *, maps: bool = False) -> FigureBase:
 
 
 def draw_curve(ax: Axes, runs: pd.DataFrame, settings: Settings) -> None:
-    """Draw one cell: for each edge, its interval and the expected share of runs beyond it; and a mark for every run."""
+    """Draw one cell: each edge's interval, the expected share of runs beyond each edge, and a mark for every run."""
     axis, (_, pairs), runs = settings.axis, counted(runs, settings), runs[runs["outcome"] != CRASHED]
     curve = range(settings.ends[0], settings.ends[1] + 1)
     for edge, (color, lw, ls, label) in CURVES.items():
@@ -156,7 +165,7 @@ def draw_curve(ax: Axes, runs: pd.DataFrame, settings: Settings) -> None:
 
 
 def critical_curve(study: Study) -> FigureBase:
-    """Draw a panel for each cell: the runs' outcomes against the searched key, and the expected share of failures."""
+    """Draw a panel for each cell. The x axis shows the searched key, the y axis outcomes and the expected failures."""
     cells, settings, _ = searched(study)
     panels, notes = cells.panels(study.ended, MAX_CELLS)
     shown = finished(panels)

@@ -1,4 +1,4 @@
-"""Draw the figures of lines against step: loss_curves, training_loss, gradient_ratio, update_rms and early_warning."""
+"""Draw the figures whose x axis is the step: loss_curves, training_loss, gradient_ratio, update_rms, early_warning."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -34,7 +34,7 @@ def _figure(
     log: bool = True,
     handles: Sequence[Artist] = (),
 ) -> FigureBase:
-    """Draw lines against step. draw: fills one panel. words: title and y label. handles: additions to the legend."""
+    """Draw lines against step. draw: draws one panel. words: title and y label. handles: more entries of the legend."""
     fig, axes = layout.subplots(study.paper, len(panels))
     for ax, panel, table in zip(axes, panels, tables, strict=True):
         draw(ax, table, panel.runs)
@@ -58,7 +58,7 @@ def validation_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def training_table(study: Study, runs: pd.DataFrame, column: str = "train_loss") -> pd.DataFrame:
-    """Return all finite losses of a column of `steps`, with columns run_id, step, value, hue, dash."""
+    """Return all finite losses in one column of the table `steps`, with columns run_id, step, value, hue, dash."""
     rows = series.of_runs(study.steps.rename(columns={column: "value"}), runs, ["hue", "dash"])
     found: pd.DataFrame = rows.loc[np.isfinite(rows["value"]), ["run_id", "step", "value", "hue", "dash"]]
     return found
@@ -67,7 +67,10 @@ def training_table(study: Study, runs: pd.DataFrame, column: str = "train_loss")
 def draw_losses(
     ax: Axes, study: Study, runs: pd.DataFrame, table: pd.DataFrame, *, labelled: bool, top: float, smooth: bool = False
 ) -> None:
-    """Draw loss curves, reference losses, and a marker at each diverged run's last finite loss, clipped to `top`."""
+    """Draw loss curves, reference losses, and a marker at each diverged run's last finite loss.
+
+    If this loss exceeds `top`, the marker is drawn at `top`.
+    """
     look = study.look
     on_axes.draw_references(ax, series.entropies(runs), labelled=labelled)
     on_axes.draw_seed_lines(ax, table, runs, look, log=False, smooth=smooth)
@@ -82,9 +85,9 @@ def draw_losses(
 
 
 def limits(tables: Sequence[pd.DataFrame], references: Sequence[tuple[str, float]]) -> tuple[float, float]:
-    """Return limits of the loss axis that include all references, the lowest loss, and the first losses of each table.
+    """Return limits of the loss axis that include all references, the lowest loss, and each table's first losses.
 
-    A table's first losses are ignored if the largest is at least twice the loss of uniform prediction.
+    If one of a table's first losses is at least twice the loss of uniform prediction, these first losses are ignored.
     """
     low = min([v for _, v in references] + [float(t["value"].min()) for t in tables if len(t)], default=0.0)
     starts = [float(t.loc[t["step"] == t["step"].min(), "value"].max()) for t in tables if len(t)]
@@ -94,7 +97,7 @@ def limits(tables: Sequence[pd.DataFrame], references: Sequence[tuple[str, float
 
 
 def losses(study: Study, *, train: bool) -> FigureBase:
-    """Draw validation losses against step or, if `train`, training losses against the logarithm of step + 1."""
+    """Draw validation losses against step. train: instead draw training losses against the logarithm of step + 1."""
     panels, notes = study.panels(study.runs)
     tables = [(training_table if train else validation_table)(study, p.runs) for p in panels]
     which, bold = ("training", " (of steps 0.9 t to t)") if train else ("validation", "")
@@ -113,7 +116,7 @@ def losses(study: Study, *, train: bool) -> FigureBase:
 
 
 def ratio_table(modules: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the finite, positive ratios (column `value`) of the first layer's value to the last layer's."""
+    """Divide the first layer's value by the last layer's. Return the finite, positive ratios in the column `value`."""
     rows = series.of_runs(modules, runs, ["hue", "dash", "n_layers"])
     first = rows.loc[rows["layer"] == 0, ["run_id", "step", "value"]]
     last = rows[(rows["layer"] == rows["n_layers"] - 1) & (rows["n_layers"] > 1)]
@@ -123,19 +126,19 @@ def ratio_table(modules: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def without_ratio(study: Study, runs: pd.DataFrame) -> list[str]:
-    """Return a note if a first or last layer's gradient is exactly 0, because the ratio then cannot be drawn."""
+    """Return a note if the gradient of a first or last layer is exactly 0. A ratio with 0 cannot be drawn."""
     rows = series.of_runs(study.modules, runs, ["n_layers"])
     return series.zeros(study, rows[(rows["layer"] == 0) | (rows["layer"] == rows["n_layers"] - 1)])
 
 
 def ratio_notes(study: Study, runs: pd.DataFrame) -> list[str]:
-    """Return notes on ratios that cannot be drawn, and on the meaning of vertical lines."""
+    """Return notes that say which ratios cannot be drawn, and what vertical lines mean."""
     warmed = study.look.dash == "warmup_steps" and (runs["warmup_steps"] > 0).any()
     return without_ratio(study, runs) + ["vertical line: end of the warmup"] * bool(warmed)
 
 
 def draw_ratio(ax: Axes, table: pd.DataFrame, runs: pd.DataFrame, look: Look) -> None:
-    """Draw ratios against step, a horizontal line at 1, vertical lines where warmups end, and marks of divergence."""
+    """Draw ratios against step, a horizontal line at 1, vertical lines where warmups end, and marks at divergences."""
     ax.axhline(1, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid="reference:equal")
     if look.dash == "warmup_steps":
         for warmup in sorted({int(w) for w in runs["warmup_steps"] if w > 0}):
@@ -147,7 +150,7 @@ def draw_ratio(ax: Axes, table: pd.DataFrame, runs: pd.DataFrame, look: Look) ->
 
 
 def gradient_ratio(study: Study) -> FigureBase:
-    """Draw the first layer's gradient norm, or another quantity, divided by the last layer's, against step."""
+    """Draw a ratio against step: the first layer's gradient norm, or another quantity, divided by the last layer's."""
     needs_layers(study)
     panels, notes = study.panels(study.runs[study.runs["n_layers"] > 1])
     tables = [ratio_table(study.modules, p.runs) for p in panels]
@@ -160,7 +163,7 @@ def gradient_ratio(study: Study) -> FigureBase:
 
 
 def update_rms(study: Study) -> FigureBase:
-    """Draw update_rms, averaged over seeds, against step, and `stationary_rms` if all runs use Adam with one beta1."""
+    """Draw the mean of update_rms over seeds against step. If all use Adam with one beta1, add `stationary_rms`."""
     panels, notes = study.panels(study.runs)
     shown = pd.concat([panel.runs for panel in panels])
     rows = whole.read(study.folder, "steps", shown, ["run_id", "step", "lr", "update_norm"], text=False)
@@ -187,7 +190,7 @@ def update_rms(study: Study) -> FigureBase:
 
 
 def early_warning(table: pd.DataFrame, path: Path) -> None:
-    """Write a PNG of the AUC of each quantity against step, with a panel for each kind in `table`: see `measure`."""
+    """Draw the AUC of each quantity against step into a PNG file, with a panel for each kind. table: from `measure`."""
     rows = table[(table["placement"] == ALL) & table["step"].notna() & table["auc"].notna()]
     kinds = list(table["kind"].unique())
     with style.rc():
@@ -195,7 +198,7 @@ def early_warning(table: pd.DataFrame, path: Path) -> None:
         for ax, kind in zip(axes, kinds, strict=True):
             for i, (quantity, color) in enumerate(zip(QUANTITIES, style.OWN_COLORS, strict=False)):
                 part = rows[(rows["kind"] == kind) & (rows["quantity"] == quantity)]
-                at = (part["step"].astype(float) + 1) * 1.05**i - 1  # shifted, because the intervals overlap
+                at = (part["step"].astype(float) + 1) * 1.05**i - 1  # apart, because intervals overlap
                 around = [part["auc"] - part["low"], part["high"] - part["auc"]]
                 ax.errorbar(at, part["auc"], yerr=around, fmt="o-", color=color, lw=1, capsize=2, label=quantity)
             ax.axhline(0.5, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1)

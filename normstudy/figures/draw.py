@@ -1,4 +1,4 @@
-"""List all figures, and draw them from a study's tables. Equal tables give files with equal bytes."""
+"""List all figures, and draw them from a study's tables. From equal tables, files with equal bytes are written."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,9 +33,10 @@ FIGURES: dict[str, Callable[[Study], FigureBase]] = {
 
 @dataclass
 class PlotResult:
-    """Hold the result of `plot_study`, by names of figures.
+    """The result of `plot_study`: three dictionaries, whose keys are names of figures.
 
-    found: the written file, or the reason why there is none. captions: titles. omitted: titles of panels left out.
+    found: the written file, or the reason why no file was written. captions: the figure's title. omitted: the titles
+    of panels that the figure leaves out.
     """
 
     found: dict[str, Path | str] = field(default_factory=dict)
@@ -49,7 +50,7 @@ class PlotResult:
 
     @property
     def skipped(self) -> list[str]:
-        """Return a line for each reason why figures cannot be drawn, and for each list of panels that are left out."""
+        """Return lines that say why figures cannot be drawn, and which panels are left out."""
         said = {name: f"not drawn: {what}" for name, what in self.found.items() if isinstance(what, str)}
         for name, titles in self.omitted.items():
             said[name] = f"drawn without {count_text(len(titles), 'panel')}: {'; '.join(titles)}; choose by --where"
@@ -57,7 +58,7 @@ class PlotResult:
         return [f"figure{'s' * (len(names) > 1)} {', '.join(names)} {text}" for text, names in figures.items()]
 
     def add(self, other: "PlotResult") -> None:
-        """Add the results of another process."""
+        """Add the figures that another process has drawn."""
         self.found |= other.found
         self.captions |= other.captions
         self.omitted |= other.omitted
@@ -74,9 +75,9 @@ def plot_study(
 ) -> PlotResult:
     """Draw a study's figures, or those named in `only`, into `out`, by default the study's folder `figures`.
 
-    where: which runs to draw (see `select`). With `where` or another `paper`, the default is a subfolder, so that no
-    figure of the whole study is replaced. Raises ConfigError if the folder is not a study or has no finished run, if a
-    figure or the format is unknown, and if a file cannot be written.
+    where: which runs to draw (see `select`). If `where` is given or `paper` is not the usual one, the default is a
+    subfolder of `figures`: no figure of the whole study is replaced. Raises ConfigError if the folder is not a study,
+    if the study has no finished run, if a figure or the format is unknown, or if a file cannot be written.
     """
     one_of("format", fmt, style.FORMATS)
     for name in only or []:
@@ -105,7 +106,7 @@ def plot_study(
 
 
 def drawn(study_dir: Path | str, name: str, where: Where = (), paper: Paper = USUAL) -> Figure:
-    """Draw one figure, for `normstudy.plot`. Raises ConfigError if an argument is wrong or data are missing."""
+    """Draw one figure for `normstudy.plot`. Raises ConfigError if an argument is wrong or if data are missing."""
     one_of("figure", name, tuple(FIGURES))
     with style.rc():
         try:
@@ -117,14 +118,17 @@ def drawn(study_dir: Path | str, name: str, where: Where = (), paper: Paper = US
 def draw(study: Study, name: str) -> Figure:
     """Draw a figure of a study. Raises Lacks if the study does not contain the figure's data."""
     column = "" if study.search is None or name in OF_SEARCH else study.search.of
-    if column and (n := study.finished[column].nunique()) > MAX_PANELS:  # figures not in OF_SEARCH average over seeds
+    if column and (n := study.finished[column].nunique()) > MAX_PANELS:  # only figures in OF_SEARCH can show more
         raise Lacks(f"a search chose {n} values of {column}: choose at most {MAX_PANELS} by --where")
     fig = FIGURES[name](study)
     return fig if isinstance(fig, Figure) else fig.figure  # type: ignore[return-value]  # a user's SubFigure
 
 
 def _folder_name(where: Where, paper: Paper) -> str:
-    """Name a subfolder for `where` and `paper`: `peak_lr=3e-3,placement=post`, or "" if both are the defaults."""
+    """Return a subfolder's name that tells `where` and `paper`, such as `peak_lr=3e-3,placement=post`.
+
+    The name is "" if `where` and `paper` are the defaults.
+    """
     signs = {"!=": "=not ", "<": "=below ", "<=": "=to ", ">": "=above ", ">=": "=from "}
     parts = [f"{c}{signs.get(sign, sign)}{','.join(texts)}" for c, sign, texts in sorted(conditions(where))]
     for name in ("module", "quantity", "width", "title"):

@@ -17,12 +17,12 @@ from normstudy.figures import layout, series, style
 from normstudy.figures.look import Look, swept, values
 from normstudy.figures.study import Lacks, Study
 
-JITTER = 0.04  # the largest shift of a marker from its x value, as a fraction of the smallest gap between x values
+JITTER = 0.04  # a marker's largest shift to the left or right, as a fraction of `XAxis.gap`
 GOLDEN = (5**0.5 - 1) / 2
 
 
 class XAxis(NamedTuple):
-    """Hold the column that the x axis shows, and the x position of each value in this column."""
+    """An x axis that shows a column of `runs`. places: the x position of each value in the column."""
 
     column: str
     places: dict[Value, float]
@@ -35,7 +35,10 @@ class XAxis(NamedTuple):
 
 
 def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
-    """Choose the numeric column with the most values, preferably none that color or line style shows (`taken`)."""
+    """Choose the numeric column with the most values, preferably a column that is not in `taken`.
+
+    taken: the columns that color and line style show.
+    """
     preferred = ("peak_lr", "n_layers", "warmup_steps", "d_model")
     varying = [c for c in swept(runs) if c not in cfg.TEXT_COLUMNS]
     numeric = [c for c in varying if KINDS.get(c) in (int, float)]
@@ -56,8 +59,8 @@ def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
 def beside_x(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.DataFrame]:
     """Return `look` and `runs`, changed so that colors and line styles do not repeat the column of the x axis.
 
-    If line styles showed this column, all lines get one style. If colors showed it and the study has a facet, colors
-    show the field of the line styles instead.
+    If line styles showed this column, all lines get one style. If colors showed this column and the study has a facet,
+    colors now show the field that line styles showed.
     """
     if look.dash == x.column:
         return replace(look, dash=None, dashes={"": "-"}), runs.assign(dash="")
@@ -72,7 +75,8 @@ def grid_table(runs: pd.DataFrame, x: XAxis) -> pd.DataFrame:
     """Return each run's hue, dash, run_id, outcome, place, value and at, sorted by value.
 
     value: the final loss, or NaN if the run diverged. place: the x position of the run's value of `x.column`. at: the
-    marker's x position. Multiples of the golden ratio, modulo 1, shift it from `place`, so equal losses do not overlap.
+    x position of the run's marker, shifted from `place` to keep markers of equal losses apart. The shifts are
+    multiples of the golden ratio, modulo 1.
     """
     value = runs["final_val_loss"].astype(float).where(runs["outcome"] != "diverged")
     place = [x.places[native(x.column, v)] for v in runs[x.column]]
@@ -83,10 +87,10 @@ def grid_table(runs: pd.DataFrame, x: XAxis) -> pd.DataFrame:
 
 
 def draw_grid(ax: Axes, table: pd.DataFrame, look: Look, x: XAxis, edge: float) -> None:
-    """Draw a marker for each run, at y = `edge` if it diverged, and lines through the means over seeds.
+    """Draw a marker for each run, and lines through the means over seeds. Markers of diverged runs are at y = `edge`.
 
-    Where a seed diverged, no mean is drawn, because it would hide the divergence. No line joins the means if the x axis
-    shows names, which have no order.
+    Where a seed diverged, no mean is drawn, because a mean of the other seeds would hide the divergence. No line joins
+    the means if the x axis shows names, because names have no order.
     """
     for hue, dash, run_id, outcome, value, at in table.drop(columns="place").fillna({"value": edge}).itertuples(False):
         color = look.colors[hue]
@@ -113,7 +117,7 @@ def draw_ticks(ax: Axes, study: Study, x: XAxis) -> None:
 
 
 def limits(ended: Sequence[float], references: Sequence[float], *, diverged: bool) -> tuple[float, float]:
-    """Return limits of the loss axis that include all final losses (`ended`) and the reference loss nearest to them."""
+    """Return limits of the loss axis that include all final losses (`ended`) and the nearest reference loss."""
     shown = ended or references or (0.0,)
     low, high = min(shown), max(shown)
     nearest = min(references, key=lambda r: max(low - r, r - high, 0.0), default=low)

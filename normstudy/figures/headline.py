@@ -1,4 +1,4 @@
-"""Draw the figure headline, a summary of a study: the loss shows what happens, and the gradient ratio shows why."""
+"""Draw the figure headline, a summary of a study: losses show what happens, and gradient ratios show why."""
 
 import numpy as np
 import pandas as pd
@@ -12,13 +12,13 @@ from normstudy.figures.layers import needs_layers
 from normstudy.figures.look import Look
 from normstudy.figures.study import Lacks, Study, at_most_one, held
 
-ALIKE = 0.02  # mean losses that differ by less than this share of their range are drawn as differences
+ALIKE = 0.02  # see `alike`
 
 
 def headline(study: Study) -> FigureBase:
     """Draw validation loss against step on the left, and the first/last-layer gradient ratio on the right.
 
-    If the losses of all arms are alike, draw instead how much each loss differs from the first arm's, seed by seed. If
+    If `alike`, the left panel instead shows how much each loss differs from the first arm's loss at the same seed. If
     the study has a facet, each value of the facet gets a row: final losses on the left, ranges of ratios on the right.
     """
     needs_layers(study)
@@ -64,7 +64,7 @@ def alike(table: pd.DataFrame, runs: pd.DataFrame, look: Look) -> bool:
 
 
 def beside_first(table: pd.DataFrame, runs: pd.DataFrame, look: Look) -> tuple[str, pd.DataFrame]:
-    """Return the first arm's name, and each loss minus the loss of the first arm at the same seed and step."""
+    """Return the first arm's name, and each loss minus the first arm's loss at the same seed and the same step."""
     hue, dash, first = look.arms(runs)[0]
     rows = table.assign(seed=table["run_id"].map(runs.set_index("run_id")["seed"]))
     base = rows.loc[rows["run_id"].isin(first["run_id"]), ["seed", "step", "value"]]
@@ -94,7 +94,7 @@ def _ranked(study: Study) -> FigureBase:
 
 
 def draw_span(ax: Axes, study: Study, order: ranking.Ranking) -> None:
-    """For each row and color, average the ratio over seeds at each step, and draw a line from least to largest average.
+    """Average the ratio over seeds at each step. For each row and color, draw a line from smallest to largest average.
 
     An empty circle marks the average at the first step, and a filled circle the average at the last step.
     """

@@ -1,4 +1,4 @@
-"""Draw the figures with layers on an axis: gradient_profile, residual_path and heatmap."""
+"""Draw the figures in which an axis shows layers: gradient_profile, residual_path and heatmap."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,11 +18,11 @@ from normstudy.figures.study import Lacks, Panel, Study, at_most_one, held
 
 MAX_ROWS = 3
 MAX_MAPS = 15
-LONG, LINE = 34, 48  # characters that fit above a heat map: LONG if a row has three maps, LINE if it has two
+LONG, LINE = 34, 48  # characters that fit above a heat map: LONG in a row of three maps, LINE in a row of two
 
 
 def needs_layers(study: Study) -> None:
-    """Raise Lacks if no run has two layers, or if no run that `Study.at_headline` selects recorded the module."""
+    """Raise Lacks if all runs have one layer, or if no run that `Study.at_headline` selects recorded the module."""
     if int(study.runs["n_layers"].max()) < 2:
         raise Lacks("every run has n_layers=1, and two layers are needed")
     if not study.modules["run_id"].isin(study.at_headline()["run_id"]).any():
@@ -30,7 +30,7 @@ def needs_layers(study: Study) -> None:
 
 
 def draw_profile(ax: Axes, rows: pd.DataFrame, look: Look) -> None:
-    """For each color and line style, draw a line through the geometric means and a band from lowest to highest seed."""
+    """For each arm, draw a line through the geometric means over seeds, and a band from lowest to highest seed."""
     for hue, dash, arm in look.arms(series.geometric(rows, ["hue", "dash", "layer"])):
         color = look.colors[hue]
         if len(arm) > 1:
@@ -42,14 +42,14 @@ def draw_profile(ax: Axes, rows: pd.DataFrame, look: Look) -> None:
 
 
 def gradient_profile(study: Study) -> FigureBase:
-    """Draw the gradient norm of a module, or another quantity, against layer, at a few steps of training."""
+    """Draw the gradient norm, or another quantity, of a module against layer, at a few steps of training."""
     needs_layers(study)
     what, top = f"{study.paper.what.capitalize()} against layer", int(study.at_headline()["n_layers"].max()) - 1
     return _profiles(study, study.modules, what, "layer", f"{study.paper.module} {study.paper.quantity}", top)
 
 
 def residual_path(study: Study) -> FigureBase:
-    """Draw the norm of dLoss/dx_l against l, from the embedding's output (0) to the last block's output (n_layers)."""
+    """Draw the norm of dLoss/dx_l against `l`. l=0 is the embedding's output, l=n_layers the last block's output."""
     rows, runs = study.residual, study.at_headline()
     if not rows["run_id"].isin(runs["run_id"]).any():
         raise Lacks("no run recorded the residual stream")
@@ -60,8 +60,8 @@ def residual_path(study: Study) -> FigureBase:
 def _profiles(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: str, top: int) -> FigureBase:
     """Draw gradient norms against layer, with a column of panels for each snapshot of training.
 
-    Only the runs of `Study.at_headline` are drawn, with a row of panels for each combination of the panel fields'
-    values. In a study with a facet, each value of the facet gets a panel, and colors show the snapshots.
+    Only the runs of `Study.at_headline` are drawn. Each combination of values of the panel fields gets a row of panels.
+    In a study with a facet, each value of the facet instead gets one panel, and colors show the snapshots.
     rows: columns run_id, step, layer, value. top: the last layer.
     """
     if study.look.facet is not None:
@@ -102,7 +102,7 @@ def _profiles(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label
 def _of_facet(study: Study, *, one_dash: bool) -> tuple[list[Panel], list[str]]:
     """Return a panel for each value of the facet (a text field with many values), and notes on omitted runs.
 
-    Only runs in the legend's last color are shown and, if `one_dash`, only runs in the legend's first line style.
+    Only runs in the legend's last color are shown. one_dash: show only runs in the legend's first line style.
     """
     look, runs, notes = study.look, study.at_headline(), list[str]()
     dash = [("dash", look.dash, [*look.dashes])] if one_dash else []
@@ -142,7 +142,7 @@ def _facets(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: 
 
 
 def ended(shots: Sequence[Sequence[tuple[str, pd.DataFrame]]], runs: pd.DataFrame) -> list[str]:
-    """Return a note if runs ended before a snapshot, because the snapshot's mean then includes fewer seeds."""
+    """Return a note if runs ended before a snapshot. The mean in such a snapshot includes fewer seeds."""
     columns = range(max(len(s) for s in shots))
     least = min(len({r for s in shots if i < len(s) for r in s[i][1]["run_id"]}) for i in columns)
     if least == len(runs):
@@ -151,7 +151,7 @@ def ended(shots: Sequence[Sequence[tuple[str, pd.DataFrame]]], runs: pd.DataFram
 
 
 def map_table(modules: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the geometric mean over seeds, with a row for each layer and a column for each recorded step."""
+    """Return geometric means over seeds, as a table with a row for each layer and a column for each recorded step."""
     mean = series.geometric(modules[modules["run_id"].isin(runs["run_id"])], ["layer", "step"])
     return mean.pivot_table(index="layer", columns="step", values="mid")
 
@@ -161,12 +161,12 @@ def draw_map(ax: Axes, table: pd.DataFrame, norm: LogNorm) -> QuadMesh:
     steps, layers = table.columns.to_numpy(float), table.index.to_numpy(float)
     x, y = np.append(steps, steps[-1] + 1), np.append(layers, layers[-1] + 1) - 0.5
     finite = np.ma.masked_invalid(table.to_numpy(float))
-    # the map is rasterized, because thousands of small paths would make an SVG or PDF slow and show hairlines
+    # rasterized, because thousands of small paths would make an SVG or PDF slow, with hairlines between the paths
     return ax.pcolormesh(x, y, finite, cmap=style.SEQUENTIAL, norm=norm, rasterized=True)
 
 
 def heatmap(study: Study) -> FigureBase:
-    """Draw heat maps, each for a group of runs that differ only in their seeds. Not all groups of a study are drawn."""
+    """Draw a heat map for each group of runs that differ only in their seeds. At most MAX_MAPS are drawn."""
     needs_layers(study)
     facet = study.look.facet
     parts, notes = _of_facet(study, one_dash=True) if facet else _arms(study)
@@ -179,7 +179,7 @@ def heatmap(study: Study) -> FigureBase:
     high = max(np.nanmax(table.to_numpy()) for _, table in maps)
     norm = LogNorm(low, high if high > low else 2 * low)
 
-    # maps are sorted by color, then by line style. If the grid has one column per line style, each row shows one color.
+    # maps are sorted by color, then by line style: with one column for each line style, each row shows one color
     across = len({p.runs["dash"].iloc[0] for p, _ in maps})
     columns = 4 if facet else next((c for c in (across, 3, 4, 2) if 1 < c <= 4 and len(maps) % c == 0), 3)
     fig, axes = layout.subplots(study.paper, len(maps), columns=columns, height=layout.LOW if facet else 1.55)

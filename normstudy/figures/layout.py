@@ -18,17 +18,18 @@ from normstudy.figures.paper import Paper, width_of
 from normstudy.figures.study import Study
 
 FEW = 6  # a figure with more panels than this has low panels
-LOW = 1.3  # inches: height of a low panel
-CHARACTERS, MARGIN = 18.4, 0.64  # characters per inch in a title, and inches that a title leaves free
+LOW = 1.3  # height of a low panel, in inches
+CHARACTERS, MARGIN = 18.4, 0.64  # characters that fit in an inch of a title; margin in inches
 HANDLE = 6  # width of a legend handle, in characters
 
 
 def subplots(
     paper: Paper, n: int, *, columns: int | None = None, height: float = 2.0, share: float | None = None
 ) -> tuple[FigureBase, list[Axes]]:
-    """Make a figure of `n` panels with shared axes. share: of the paper's width; by default 0.62 for one panel, else 1.
+    """Make a figure of `n` panels with shared axes. By default, a row has 3 panels, or 4 low panels if n > FEW.
 
-    By default, a row has 3 panels, or 4 low ones if n > FEW. A narrow figure has fewer panels in a row.
+    A narrow figure has fewer panels in a row. share: the figure's width divided by the paper's width, by default 0.62
+    for one panel and 1 for more panels.
     """
     if columns is None and n > FEW:
         height = min(height, LOW)
@@ -39,7 +40,7 @@ def subplots(
     axes: list[Axes] = list(fig.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat)
     for spare in axes[n:]:
         spare.remove()
-    for ax in axes[max(0, n - across) : n]:  # panels with no panel below also need tick labels
+    for ax in axes[max(0, n - across) : n]:  # the lowest panel of each column needs tick labels
         ax.tick_params(labelbottom=True)
     return fig, axes[:n]
 
@@ -52,7 +53,7 @@ def place_of(ax: Axes) -> SubplotSpec:
 
 
 def label_axes(fig: FigureBase, axes: Sequence[Axes], x: str, y: str, *, once: bool) -> None:
-    """Label the outer panels' axes. once: if there are more than FEW panels, write one y label for the whole figure."""
+    """Label the axes of outer panels. once: a figure with more than FEW panels gets a single y label."""
     if once and len(axes) > FEW:
         fig.supylabel(y.replace("\n", " "), fontsize="medium")
         below = [ax for ax in axes if place_of(ax).is_last_row()]
@@ -70,14 +71,14 @@ def lowest(axes: Sequence[Axes]) -> list[Axes]:
 
 
 def panel_title(ax: Axes, text: str) -> None:
-    """Set a panel's title, wrapped to the panel's width. Call `title` afterwards to make room for wrapped lines."""
+    """Set a panel's title, wrapped to the panel's width. Afterwards, `title` makes room for wrapped lines."""
     width = int((width_of(ax.figure) - MARGIN) * CHARACTERS / place_of(ax).get_gridspec().ncols)
     lines = textwrap.wrap(text, width, break_on_hyphens=False) if len(text) > width else [text]
     ax.set_title("\n".join(lines), loc="left")
 
 
 def _extra_title_lines(fig: FigureBase) -> int:
-    """Return how many lines wrapped titles add to the figure. A row whose longest title has k lines adds k - 1."""
+    """Count the lines that wrapped titles add. A row of panels whose longest title has 3 lines adds 2 lines."""
     axes: list[Axes] = fig.axes  # type: ignore[assignment]  # the stubs declare `axes` with another type
     places = [(spec.rowspan.start, ax.get_title("left")) for ax in axes if (spec := ax.get_subplotspec()) is not None]
     most = dict(sorted((row, text.count("\n")) for row, text in places))  # keeps the largest number of each row
@@ -85,7 +86,7 @@ def _extra_title_lines(fig: FigureBase) -> int:
 
 
 def title(fig: FigureBase, study: Study, what: str, runs: pd.DataFrame, notes: Sequence[str] = ()) -> None:
-    """Set the figure's title and label: `what`, the study's name, numbers of seeds and diverged runs, and `notes`."""
+    """Set the figure's title and label: `what`, study name, numbers of seeds and diverged runs, and `notes`."""
     same = study.named(runs, [c for c in ("n_layers", "peak_lr") if not varies(runs, c)])
     seeds = runs.groupby(["hue", "dash", *study.panel_fields], dropna=False).size()
     low, high = seeds.min(), seeds.max()
@@ -107,7 +108,7 @@ def title(fig: FigureBase, study: Study, what: str, runs: pd.DataFrame, notes: S
 def legend(
     fig: FigureBase, paper: Paper, look: Look, runs: pd.DataFrame, more: Sequence[Artist] = (), *, markers: bool = False
 ) -> None:
-    """Draw a legend of colors, line styles and `more` below the panels. markers: also show the filling of markers."""
+    """Draw a legend below the panels: colors, line styles, then `more`. markers: also show how markers are filled."""
     hues = [n for n in look.colors if look.hue and (runs["hue"] == n).any()]
     dashes = [n for n in look.dashes if look.dash and (runs["dash"] == n).any()]
     colors = [Line2D([], [], color=look.colors[n], lw=style.BOLD, label=phrase(look.hue, n)) for n in hues]

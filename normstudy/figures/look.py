@@ -1,4 +1,4 @@
-"""Choose how figures distinguish a study's runs: by color (`hue`), line style (`dash`) and panels."""
+"""Choose what tells a study's runs apart in figures: color (`hue`), line style (`dash`) and panels."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from normstudy.analysis.pairs import treatments
 from normstudy.analysis.select import KINDS, own_columns, values_of
 from normstudy.figures import style
 
-HEADLINE_LR = 3e-3  # a figure of a single learning rate shows the learning rate nearest to this value
+HEADLINE_LR = 3e-3  # figures that show only one learning rate show the rate nearest to this one
 MAX_HUES = 6  # largest number of colors in a panel
 NAME_WIDTH = 24  # characters that fit above each of four panels in a row
 
@@ -24,7 +24,7 @@ _NAMES = {
 
 
 def label(value: Value, names: Mapping[str, str]) -> str:
-    """Format a config value for a figure: 3e-3, null, true, pre. names: long name -> short name, see `short_names`."""
+    """Format a config value for a figure: 3e-3, null, true, pre. names: long name -> short name (`short_names`)."""
     text = value_text(value, typed_number)
     return names.get(text, text)
 
@@ -40,20 +40,20 @@ def folded(name: str, width: int = NAME_WIDTH) -> str:
 
 
 def values(runs: pd.DataFrame, column: str) -> list[Value]:
-    """Return a column's distinct values: null first, then built-in names in the config's order, then sorted others."""
+    """Return a column's distinct values: null, then built-in names in the config's order, then all others, sorted."""
     order = {name: i for i, name in enumerate(_NAMES.get(column, ()))}
     return sorted(values_of(runs, column), key=lambda v: -1 if v is None else order.get(str(v), len(order)))
 
 
 def varies(runs: pd.DataFrame, column: str) -> bool:
-    """Return whether a column has two or more distinct values; null is a value too."""
+    """Return whether a column has two or more distinct values. Null counts as a value."""
     return len(runs[column].unique()) > 1
 
 
 def swept(runs: pd.DataFrame) -> list[str]:
     """Return the varying config columns that affect training, and `data_sha256` if equal settings had several texts.
 
-    A panel must not mix losses on different texts or tokenizations, because these losses have no common scale.
+    A panel must not mix losses on different texts or tokenizations, because such losses cannot be compared.
     """
     found = [c for c in (*treatments(), *own_columns(runs)) if c in runs and varies(runs, c)]
     named = [c for c in cfg.TEXT_COLUMNS if c in found]
@@ -67,7 +67,7 @@ def text_fields(runs: pd.DataFrame) -> dict[str, int]:
 
 
 def short_names(runs: pd.DataFrame) -> dict[str, str]:
-    """Map user-defined placements and norms, `package.module:function`, to `function`. Omit names that would clash."""
+    """Map user-defined placements and norms, `package.module:function`, to `function`. Omit equal short names."""
     out: dict[str, str] = {}
     for column in ("placement", "norm"):
         found = [str(v) for v in values(runs, column)] if column in runs else []
@@ -78,7 +78,7 @@ def short_names(runs: pd.DataFrame) -> dict[str, str]:
 
 
 def chosen(found: Sequence[Value], column: str) -> Value:
-    """Choose one value of a column to show: for peak_lr the value nearest to HEADLINE_LR, otherwise the last value."""
+    """Choose the value of a column to show: for peak_lr, the value nearest to HEADLINE_LR, otherwise the last value."""
     if column != "peak_lr":
         return found[-1]
     rates = [(abs(math.log(v / HEADLINE_LR)), i) for i, v in enumerate(found) if isinstance(v, int | float)]
@@ -86,7 +86,7 @@ def chosen(found: Sequence[Value], column: str) -> Value:
 
 
 def spread(found: Sequence[Value], limit: int, column: str) -> list[Value]:
-    """Choose at most `limit` evenly spaced values of a column, including both ends and, for peak_lr, the `chosen`."""
+    """Choose at most `limit` evenly spaced values of a column. Include both ends and, for peak_lr, `chosen`."""
     if len(found) <= limit:
         return list(found)
     if limit == 1:
@@ -99,7 +99,7 @@ def spread(found: Sequence[Value], limit: int, column: str) -> list[Value]:
 
 
 def spread_labels(runs: pd.DataFrame, column: str, limit: int, names: Mapping[str, str], notes: list[str]) -> list[str]:
-    """Return labels for at most `limit` values of a column; if values are left out, append a note to `notes`."""
+    """Return labels for at most `limit` values of a column. If values are left out, append a note to `notes`."""
     found = values(runs, column)
     picked = spread(found, limit, column)
     if len(picked) < len(found):
@@ -109,9 +109,10 @@ def spread_labels(runs: pd.DataFrame, column: str, limit: int, names: Mapping[st
 
 @dataclass(frozen=True)
 class Look:
-    """Hold which field is shown by color (hue), which by line style (dash), and the color or line style of each value.
+    """How runs are told apart: `hue` is the field that color shows, and `dash` is the field that line style shows.
 
-    hue: "" if all runs have one color. facet: a text field shown by panels, because it has too many values for colors.
+    hue: "" if all runs have one color. colors, dashes: the color or line style of each value of a field. facet: a text
+    field with too many values for colors, which panels show.
     """
 
     hue: str
@@ -123,7 +124,7 @@ class Look:
 
     @property
     def by(self) -> str:
-        """Return the fields that distinguish lines and panels, as text for a title: `placement and warmup_steps`."""
+        """Return the fields that tell lines and panels apart, as text for a title: `placement and warmup_steps`."""
         fields = [self.hue] if self.dash is None else [self.hue, self.dash]
         if self.facet is None:
             return " and ".join(fields)
@@ -132,7 +133,7 @@ class Look:
         return " per ".join([" and ".join(fields)] * bool(fields) + [self.facet])
 
     def filling(self, dash: str, color: str) -> str:
-        """Return the fill color of markers: paler for each later line style, and transparent for the last one."""
+        """Return the fill color of markers. Each further line style is paler. The last is transparent."""
         share = list(self.dashes).index(dash) / max(1, len(self.dashes) - 1)
         return to_hex((color, 0.6 * (1 - share)), keep_alpha=True)
 
@@ -145,9 +146,10 @@ class Look:
 def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> Look:
     """Choose which fields are shown by color, by line style, and by panels (the facet).
 
-    The facet is a text field with more than MAX_HUES values: placement, otherwise the field with the most. Color shows
-    a text field with fewer values, placement if possible, or n_layers if there is none. Line style shows warmup_steps
-    if it varies, otherwise one more text field. names: long name -> short name, see `short_names`.
+    The facet is a text field with more than MAX_HUES values: placement if possible, otherwise the field with the most
+    values. Color shows a text field with at most MAX_HUES values: placement if possible, otherwise the first such
+    field. Without such a field, color shows n_layers if there is a facet, and otherwise placement. Line style shows
+    warmup_steps if it varies, otherwise one more text field. names: maps long names to short names (`short_names`).
     """
     text = text_fields(runs)
     many = {c: n for c, n in text.items() if n > MAX_HUES}
@@ -165,7 +167,10 @@ def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> L
 
 
 def colors_of(hue: str, names: Sequence[str]) -> dict[str, str]:
-    """Choose a color for each value of `hue`: darker for deeper models, fixed for built-in names, else a free one."""
+    """Choose a color for each value of `hue`: fixed for a built-in name, and darker for a deeper model.
+
+    All other names get colors that no value of `hue` has.
+    """
     if hue == "n_layers":
         return dict(zip(names, reversed(style.shades(len(names), style.ORDERED)), strict=True))
     fixed = style.PLACEMENT_COLORS if hue == "placement" else {}
@@ -174,5 +179,5 @@ def colors_of(hue: str, names: Sequence[str]) -> dict[str, str]:
     used = {colors[n] for n in names if n in colors}
     pool = dict.fromkeys((*style.OTHER_COLORS, *style.OWN_COLORS, *style.PLACEMENT_COLORS.values()))
     free = [c for c in pool if c not in used]
-    free.sort(key=lambda c: c in colors.values())  # colors of built-in names are used last
+    free.sort(key=lambda c: c in colors.values())  # own names get the colors of built-in names last
     return {n: colors[n] if n in colors else free.pop(0) for n in names}

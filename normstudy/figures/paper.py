@@ -1,4 +1,4 @@
-"""Hold the user's options for figures, such as the width, and make empty figures to draw into."""
+"""The user's options for figures, such as the width. Make empty figures to draw into."""
 
 import io
 import re
@@ -10,22 +10,22 @@ from normstudy.config import finite, one_of
 from normstudy.errors import ConfigError
 from normstudy.study.schema import MODULES
 
-TWO_COLUMNS = 7.0  # inches: the width of two columns in a paper, and of figures by default
+TWO_COLUMNS = 7.0  # the width in inches of a paper with two columns, and of figures by default
 MODULE = "mlp_out"  # the FFN output matrix, whose gradient the theory describes (Xiong et al. 2002.04745, Theorem 1)
-QUANTITIES = {  # what figures of modules show -> its name in a title
+QUANTITIES = {  # the quantities that figures of modules can show -> name of the quantity in a title
     "grad_norm": "gradient norm", "update_ratio": "update / parameter norm", "param_norm": "parameter norm",
     "update_norm": "update norm",
 }  # fmt: skip
 UNITS = {"in": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4, "pt": 1 / 72}
-WIDTHS = 2.0, 20.0  # inches
+WIDTHS = 2.0, 20.0  # smallest and largest width, in inches
 
 
 @dataclass(frozen=True)
 class Paper:
-    """Hold the user's options for figures.
+    """The user's options for figures.
 
-    width: in inches; fonts have the same size at every width. title: whether to draw the title. module, quantity: what
-    figures of modules show. into: an existing figure or subfigure to draw into; its size stays unchanged.
+    width: in inches. Fonts have the same size at every width. title: whether to draw the title. module, quantity: what
+    figures of modules show. into: the user's own figure or subfigure to draw into. Its size is not changed.
     """
 
     width: float = TWO_COLUMNS
@@ -47,7 +47,7 @@ class Paper:
         return f"{QUANTITIES[self.quantity]} of {self.module}"
 
     def new(self, height: float, share: float = 1.0) -> FigureBase:
-        """Return an empty figure. height: in inches. share: of the width; below TWO_COLUMNS, all of it is used."""
+        """Return an empty figure. height: in inches. share: of the width; all of a width below TWO_COLUMNS is used."""
         if self.into is not None:
             if isinstance(self.into, Figure) and self.into.get_layout_engine() is None:
                 self.into.set_layout_engine("constrained")
@@ -56,12 +56,12 @@ class Paper:
         return Shown(figsize=(width, height), layout="constrained")
 
     def grow(self, fig: FigureBase, inches: float) -> None:
-        """Make a figure taller, unless it is the user's figure `into`."""
+        """Make a figure taller, unless the figure is `into`, which belongs to the user."""
         if self.into is None and isinstance(fig, Figure):
             fig.set_figheight(fig.get_figheight() + inches)
 
     def fit(self, columns: int) -> int:
-        """Return how many panels fit beside each other, if `columns` panels fit into the width TWO_COLUMNS."""
+        """Return how many panels fit beside each other, given that `columns` panels fit into the width TWO_COLUMNS."""
         width = self.width if self.into is None else width_of(self.into)
         return max(1, min(columns, round(columns * width / TWO_COLUMNS)))
 
@@ -84,7 +84,7 @@ def width_of(fig: FigureBase) -> float:
 
 
 def inches(text: str) -> float:
-    """Return a width in inches: `3.3in`, `8.4cm`, `84mm`, `240pt`. Raises ConfigError for other text."""
+    """Convert text such as `3.3in`, `8.4cm`, `84mm` or `240pt` to inches. Raises ConfigError for all other text."""
     found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(in|cm|mm|pt)\s*", text)
     if found is None:
         raise ConfigError(f"--width {text!r} is not a width: write a number and in, cm, mm or pt, such as 3.3in")

@@ -20,20 +20,20 @@ from normstudy.figures import layout, series, style
 from normstudy.figures.look import MAX_HUES, Look, folded, spread_labels, swept, text_fields, values
 from normstudy.figures.study import Lacks, Study, at_most_one, held
 
-MIN_VALUES = 3  # fewer values are not ranked, because a ranking of two says no more than a comparison
+MIN_VALUES = 3  # fewer values are compared, not ranked
 MAX_COLUMNS = 3
-# Heights in inches. ROW: the least height of a row. ARM: one line of markers in a row. AROUND: titles and axes.
+# Heights in inches. ROW: the least height of a row. ARM: the height of an arm's line in a row. AROUND: titles and axes.
 ROW, ARM, AROUND = 0.25, 0.13, 1.5
-COUNT_WIDTH = 20  # points: width of a column of counts on the right of a panel
-BEYOND = 0.25  # intervals extend the loss axis on each side by at most this fraction of the range of losses
+COUNT_WIDTH = 20  # width in points of a column of counts on the right of a panel
+BEYOND = 0.25  # intervals extend each end of the loss axis by at most this fraction of the range of losses
 FEW_SEEDS = "*"
 
 
 class Cell(NamedTuple):
-    """Hold the runs with the same row, depth (`column`) and color (`arm`), their numbers, and their mean loss.
+    """The runs with the same row, depth (`column`) and color (`arm`), with counts of runs and the mean final loss.
 
-    mean, low, high: mean final loss and its 95 % t interval, or NaN if a run failed, because losses of failed and other
-    runs have no common spread.
+    mean, low, high: the mean final loss and its 95 % t interval. They are NaN if a run failed, because the interval
+    assumes that all losses spread alike.
     """
 
     row: str
@@ -50,10 +50,11 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Ranking:
-    """Hold a ranking of the values of a field, such as placement.
+    """A ranking of the values of a field, such as placement.
 
-    rows: these values, best first. columns: the depths, each with a panel. arm_field: the field that colors show, whose
-    values are called arms. runs: the ranked runs, with the text columns row, column and arm. rule: how rows are ranked.
+    rows: the ranked values, best first. columns: the depths, each with a panel. arm_field: the field that colors show.
+    Its values are called arms. runs: the ranked runs, with the text columns row, column and arm. rule: how rows are
+    ranked.
     """
 
     field: str
@@ -79,7 +80,7 @@ class Ranking:
 
 
 def ranked_field(study: Study) -> str:
-    """Return the field to rank: the facet, otherwise the text field with the most values, at least MIN_VALUES."""
+    """Return the field to rank: the facet, or else the text field with the most values. It needs MIN_VALUES values."""
     if study.look.facet is not None:
         return study.look.facet
     counts = text_fields(study.finished)
@@ -92,9 +93,9 @@ def ranked_field(study: Study) -> str:
 def rank(study: Study, *, deepest: bool = False) -> Ranking:
     """Rank a field's values by their runs in the hardest setting: the largest depth with the least warmup.
 
-    Values with fewer failed runs come first; among equals, values whose other runs have a smaller mean final loss. Ties
-    keep the config's order. Values without a run in this setting come last. Fields that the figure does not show are
-    fixed at one value. deepest: use only the largest depth.
+    Values with fewer failed runs come first. With equally many failed runs, the value whose other runs have the
+    smaller mean final loss comes first. Equal means keep the config's order. Values without a run in the hardest
+    setting come last. Fields that the figure does not show are fixed at one value. deepest: use only the largest depth.
     """
     runs = study.finished
     field = ranked_field(study)
@@ -133,7 +134,7 @@ def rank(study: Study, *, deepest: bool = False) -> Ranking:
 
 
 def places(ranking: Ranking) -> dict[tuple[str, str], float]:
-    """Map (row, arm) to a y position. Row i is centered at y = i, and its arms (colors) lie one below the other."""
+    """Map (row, arm) to a y position. Row `i` is centered at y = `i`. The arms (colors) of a row are stacked."""
     n, keys = len(ranking.colors), itertools.product(ranking.rows, ranking.colors)
     return {key: i // n + 0.92 / n * (i % n - (n - 1) / 2) for i, key in enumerate(keys)}
 
@@ -148,10 +149,10 @@ def stripe_rows(ax: Axes, ranking: Ranking) -> None:
 
 
 def draw_ranking(ax: Axes, ranking: Ranking, column: str, edge: float) -> None:
-    """Draw the panel of one depth (`column`): runs, mean losses with intervals, numbers of learned and diverged runs.
+    """Draw the panel of one depth (`column`): runs, mean losses, intervals, and counts of learned and diverged runs.
 
-    Diverged runs lie side by side around x = `edge`, right of every loss. An arrow marks an interval that extends
-    beyond the axis.
+    Diverged runs are drawn side by side around x = `edge`, to the right of all losses. Where an interval extends beyond
+    the axis, an arrow is drawn.
     """
     stripe_rows(ax, ranking)
     at = places(ranking)
@@ -187,7 +188,7 @@ def draw_ranking(ax: Axes, ranking: Ranking, column: str, edge: float) -> None:
 
 
 def draw_references(ax: Axes, references: list[tuple[str, float]]) -> None:
-    """Draw a vertical line at each reference loss, with its name above the panel."""
+    """Draw a vertical line at each reference loss, and write the name and the loss above the panel."""
     left, right = ax.get_xlim()
     for name, value in references:
         ax.axvline(value, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid=f"reference:{name}")
@@ -199,7 +200,10 @@ def draw_references(ax: Axes, references: list[tuple[str, float]]) -> None:
 
 
 def loss_axis(axes: list[Axes], ranking: Ranking) -> float:
-    """Fit the loss axes to all final losses and to the unigram and bigram entropy. Return the x of diverged runs."""
+    """Set limits of the loss axes that include all final losses and the unigram and bigram entropy.
+
+    Returns the x position at which diverged runs are drawn.
+    """
     references = [r for r in series.entropies(ranking.runs) if r[0] != "ln(vocab)"]
     diverged = ranking.runs["outcome"] == "diverged"
     ended = [float(v) for v in ranking.runs.loc[~diverged, "final_val_loss"]] + [v for _, v in references]
@@ -218,7 +222,7 @@ def loss_axis(axes: list[Axes], ranking: Ranking) -> float:
 
 
 def finish(fig: FigureBase, study: Study, ranking: Ranking, what: str, notes: Sequence[str] = ()) -> None:
-    """Write the title, which says how rows are ranked and what marks mean, and a legend of colors and outcomes."""
+    """Write the title and a legend of colors and outcomes. The title says how rows are ranked and what marks mean."""
     marks = {
         "right edge: diverged": any(cell.diverged for cell in ranking.cells),
         "no mean where a run failed": any(math.isnan(cell.mean) for cell in ranking.cells),
@@ -237,7 +241,7 @@ def height(ranking: Ranking) -> float:
 
 
 def ranking(study: Study) -> FigureBase:
-    """Draw the ranking with a row for each value of the ranked field and a panel for each depth."""
+    """Draw a ranking with a row for each value of the ranked field and a panel for each depth."""
     order = rank(study)
     n = len(order.columns)
     across = study.paper.fit(n)

@@ -1,4 +1,4 @@
-"""Prepare losses and gradient norms for drawing: select runs, average over seeds, take snapshots of training."""
+"""Prepare losses and gradient norms for figures: select runs, average over seeds, select snapshots of training."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ SNAPSHOTS = (0, 5, 20, 100)  # steps of snapshots, to which `snapshots` adds the
 
 
 def of_runs(rows: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Inner-join `rows` with columns of `runs` on run_id. Unlike DataFrame.merge, look up each run_id only once."""
+    """Select the rows that belong to `runs`, and add columns of `runs` to them. A faster DataFrame.merge on run_id."""
     codes, names = pd.factorize(rows["run_id"])
     place = pd.Index(runs["run_id"]).get_indexer(names)[codes]
     mine = place >= 0
@@ -23,13 +23,13 @@ def of_runs(rows: pd.DataFrame, runs: pd.DataFrame, columns: list[str]) -> pd.Da
 
 
 def positive(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that a logarithmic axis can show: those whose `value` is finite and above zero."""
+    """Return the rows that a logarithmic axis can show: rows whose `value` is finite and above zero."""
     found: pd.DataFrame = rows[np.isfinite(rows["value"]) & (rows["value"] > 0)]
     return found
 
 
 def geometric(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Return `keys`, mid (geometric mean), low, high and n (count) of the finite, positive values in each group."""
+    """Return mid (geometric mean), low, high and n (count) of the finite, positive values in each group of rows."""
     good = positive(rows)
     logs = good.assign(log=np.log(good["value"])).groupby(keys)
     out: pd.DataFrame = logs.agg(log=("log", "mean"), low=("value", "min"), high=("value", "max"), n=("value", "size"))
@@ -37,7 +37,7 @@ def geometric(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 
 def zeros(study: Study, rows: pd.DataFrame) -> list[str]:
-    """If values are exactly 0, return a note on their runs and steps, because a logarithmic axis cannot show 0."""
+    """Return a note that names the runs and steps with a value of exactly 0, which a logarithmic axis cannot show."""
     gone = rows[rows["value"] == 0]
     if gone.empty:
         return []
@@ -52,8 +52,8 @@ def zeros(study: Study, rows: pd.DataFrame) -> list[str]:
 def snapshots(rows: pd.DataFrame, n_steps: int) -> list[tuple[str, pd.DataFrame]]:
     """Return (title, rows) for each snapshot: at initialization, after 5, 20 and 100 updates, and at the end.
 
-    A snapshot has each run's last recorded step up to the snapshot's step; at the end, the last with a finite value. A
-    run that ended before a snapshot is not in it.
+    A snapshot contains each run's last recorded step up to the snapshot's step, without runs that had ended by then.
+    The snapshot at the end contains each run's last recorded step with a finite value.
     """
     ends = last_of_run(rows)
     out: list[tuple[str, pd.DataFrame]] = []
@@ -80,9 +80,9 @@ def _span(steps: "pd.Series[int]") -> str:
 
 
 def seed_mean(table: pd.DataFrame, runs: pd.DataFrame, *, log: bool) -> pd.DataFrame:
-    """Average `value` over the seeds, for each color (hue), line style (dash) and step. log: take the geometric mean.
+    """Average `value` over the seeds, for each color (hue), line style (dash) and step. log: use the geometric mean.
 
-    A step at which one of `runs` has no value gets no mean, because a mean would hide that a run ended.
+    A step at which a run of the group has no value gets no mean, because a mean would hide that this run ended.
     """
     rows = table.assign(value=np.log(table["value"])) if log else table
     mean = rows.groupby(["hue", "dash", "step"], sort=False)["value"].agg(["mean", "size"]).reset_index("step")
@@ -92,7 +92,7 @@ def seed_mean(table: pd.DataFrame, runs: pd.DataFrame, *, log: bool) -> pd.DataF
 
 
 def last_tenth(mean: pd.DataFrame) -> pd.DataFrame:
-    """Replace `value` at step t by the mean over steps 0.9 t to t, a window of constant width on a logarithmic axis."""
+    """Replace `value` at step `t` by the mean over steps 0.9 t to t. All windows are equally wide on a log axis."""
     sums = np.concatenate([[0.0], np.cumsum(mean["value"])])
     ends = np.arange(1, len(mean) + 1)
     width = 1 + (ends - 1) // 10
@@ -106,14 +106,14 @@ def ends(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def entropies(runs: pd.DataFrame) -> list[tuple[str, float]]:
-    """Return (name, loss) for uniform, unigram and bigram prediction of the runs' text, if known, in nats per token."""
+    """Return (name, loss) for uniform, unigram and bigram prediction of the runs' text. Unknown losses are left out."""
     columns = {"ln(vocab)": "ln_vocab", "unigram": "unigram_entropy", "bigram": "bigram_entropy"}
     found = [(name, float(runs[column].iloc[0])) for name, column in columns.items()]
     return [(name, loss) for name, loss in found if not np.isnan(loss)]
 
 
 def same_text(panels: Sequence[Panel]) -> bool:
-    """Return whether all panels have the same text and tokenization. If so, their reference losses are equal."""
+    """Return whether all panels have equal text and tokenization, and therefore equal reference losses."""
     return len({tuple(key) for p in panels for key in p.runs[["data_sha256", "ln_vocab"]].to_numpy()}) == 1
 
 

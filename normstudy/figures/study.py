@@ -1,4 +1,4 @@
-"""Load a study for drawing: its finished runs, their losses and gradient norms, and the split of runs into panels."""
+"""Load a study's finished runs, losses and gradient norms for figures, and split the runs into panels."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,7 @@ from normstudy.search import settings as kept
 from normstudy.search.rounds import CRASHED
 from normstudy.study import tables, whole
 
-MAX_PANELS, MAX_FACETS = 6, 24  # largest number of panels: MAX_FACETS if they show a facet
+MAX_PANELS, MAX_FACETS = 6, 24  # largest number of panels: MAX_FACETS if panels show a facet, else MAX_PANELS
 
 # Figures read these columns of `runs` and the fields that vary. All other columns are dropped, because figures select
 # rows hundreds of times, and with ninety columns the selections would take a quarter of the drawing time.
@@ -36,7 +36,7 @@ class Lacks(Exception):
 
 
 class Panel(NamedTuple):
-    """Hold a panel's title and the runs that the panel shows."""
+    """A panel's title, and the runs that the panel shows."""
 
     title: str
     runs: pd.DataFrame
@@ -44,12 +44,13 @@ class Panel(NamedTuple):
 
 @dataclass(frozen=True)
 class Study:
-    """Hold what figures need of a study.
+    """What figures need of a study.
 
-    ended: all finished runs, and in a search also crashed runs, with the columns outcome, hue and dash. runs: finished
-    runs that have a color and a line style; if a field has too many values, some runs have none. unfinished: number of
-    other runs in the study. panel_fields: varying fields that neither color nor line style shows. names: long name ->
-    short name. search: the settings of the study's search. omitted: titles of panels that a figure left out.
+    ended: all finished runs, and in a search also crashed runs, with the columns outcome, hue and dash. runs: the
+    finished runs that have a color and a line style. Some runs have none if a field has too many values. unfinished:
+    the number of runs that are not finished. panel_fields: varying fields that neither color nor line style shows.
+    names: maps long names to short names. search: the settings of the study's search. omitted: titles of panels that a
+    figure left out.
     """
 
     folder: Path
@@ -74,12 +75,12 @@ class Study:
         return text[:8] if column == "data_sha256" else text
 
     def named(self, runs: pd.DataFrame, columns: Iterable[str]) -> list[str]:
-        """Return text such as `d_model=64` for each column. All runs have the same value in that column."""
+        """Return text such as `d_model=64` for each column. In each of these columns, all `runs` have equal values."""
         return [f"{c}={self.text(c, runs[c].iloc[0])}" for c in columns]
 
     @cached_property
     def modules(self) -> pd.DataFrame:
-        """Return the rows of the module `paper.module`, with columns run_id, step, layer, value (`paper.quantity`)."""
+        """Return the rows of the module `paper.module`. Columns: run_id, step, layer, value (the `paper.quantity`)."""
         quantity = self.paper.quantity
         read = [quantity] if quantity != "update_ratio" else ["update_norm", "param_norm"]
         rows = self._rows("modules", read, self.paper.module)
@@ -87,7 +88,7 @@ class Study:
 
     @cached_property
     def residual(self) -> pd.DataFrame:
-        """Return the norms of dLoss/dx_l, with columns run_id, step, layer (l), value."""
+        """Return the norms of dLoss/dx_l. Columns: run_id, step, layer (`l`), value (the norm)."""
         return self._rows("residual", ["grad_norm"], None).rename(columns={"grad_norm": "value"})
 
     def _rows(self, table: str, numbers: list[str], module: str | None) -> pd.DataFrame:
@@ -101,8 +102,8 @@ class Study:
     ) -> tuple[list[Panel], list[str]]:
         """Split runs into at most `limit` panels, one for each combination of values of panel fields not in `skip`.
 
-        If the study has a facet, only the facet splits runs, into at most MAX_FACETS panels, and each other panel field
-        is fixed at one value. Returns the panels, and notes on fixed fields and on how many panels are left out.
+        If the study has a facet, each value of the facet gets a panel, up to MAX_FACETS panels, and all other panel
+        fields are fixed at one value. Returns the panels, and notes on fixed fields and on omitted panels.
         """
         fields = [c for c in self.panel_fields if c not in set(skip) and varies(runs, c)]
         if not fields:
@@ -116,7 +117,7 @@ class Study:
         picked = _combinations(parts, {c: values(runs, c) for c in fields}, limit)
 
         def title(key: tuple[Value, ...]) -> str:
-            if facet in fields:  # small panels show only the value; the figure's title names the field
+            if facet in fields:  # small panels show only the value, because the figure's title names the field
                 return folded(self.text(fields[0], key[0]))
             return ", ".join(phrase(c, self.text(c, v)) for c, v in zip(fields, key, strict=True))
 
@@ -138,9 +139,9 @@ class Study:
 def _combinations(
     found: Iterable[tuple[Value, ...]], ordered: Mapping[str, Sequence[Value]], limit: int
 ) -> list[tuple[Value, ...]]:
-    """Return at most `limit` of the combinations in `found`, sorted. ordered: field -> its values in order.
+    """Return at most `limit` combinations of `found`, sorted. ordered: maps each field to its values in order.
 
-    While more than `limit` combinations remain, the field with the most remaining values loses one value.
+    While more than `limit` combinations remain, one value is dropped from the field with the most remaining values.
     """
     every = sorted(found, key=lambda key: [ordered[c].index(v) for c, v in zip(ordered, key, strict=True)])
     kept, shown = dict(ordered), every
@@ -151,13 +152,13 @@ def _combinations(
 
 
 def widest(runs: pd.DataFrame, column: str, field: str) -> list[Value]:
-    """Count the values of `field` for each value of `column`. Return the values of `column` with the largest count."""
+    """Return the values of `column` whose runs have the most distinct values of `field`."""
     count = {v: len(values(runs[has_value(runs, column, v)], field)) for v in values(runs, column)}
     return [v for v, n in count.items() if n == max(count.values())]
 
 
 def at_most_one(runs: pd.DataFrame, columns: Iterable[str], facet: str | None) -> pd.DataFrame:
-    """Choose one value of each column, leaving most values of `facet`, and return the runs with these values."""
+    """Choose one value of each column, and return the runs with the chosen values. Keep most values of `facet`."""
     for column in columns:
         found = values(runs, column) if facet is None else widest(runs, column, facet)
         runs = runs[has_value(runs, column, chosen(found, column))]
@@ -165,7 +166,7 @@ def at_most_one(runs: pd.DataFrame, columns: Iterable[str], facet: str | None) -
 
 
 def held(study: Study, runs: pd.DataFrame, fields: Iterable[str] | None = None) -> list[str]:
-    """Return a note such as `d_model=64` for each fixed field, except depth and learning rate, which titles show."""
+    """Return a note such as `d_model=64` for each fixed field. Omit depth and learning rate, which titles show."""
     fields = study.panel_fields if fields is None else fields
     return study.named(runs, [c for c in fields if c not in ("n_layers", "peak_lr")])
 

@@ -15,11 +15,11 @@ FORMATS = ("png", "svg", "pdf")
 # A line style: a name such as "-", or an offset and alternating lengths of dashes and gaps, in units of the line width.
 LineStyle = tuple[float, tuple[float, ...]] | str
 
-# A placement has the same color in every figure. Each color has a contrast of at least 2.3 against white. Each was
-# chosen to be farthest in OKLab from the colors chosen before it, under normal vision and simulated deuteranopia,
-# protanopia and tritanopia. Fourteen colors cannot all be far apart, so those of placements that people often compare
-# are: within (post, deepnorm, admin, b2t, residual), within (pre, peri, sub, reordered, lns, hybrid), and `rezero` and
-# `none` from `pre` and `post`.
+# A placement has the same color in every figure. Each color's contrast against white is at least 2.3. The colors were
+# chosen one by one. Each new color was the farthest in OKLab from all colors before it, under normal vision and under
+# simulated deuteranopia, protanopia and tritanopia. Fourteen colors cannot all be far apart. Colors are far apart for
+# placements that people often compare: (post, deepnorm, admin, b2t, residual) with each other, (pre, peri, sub,
+# reordered, lns, hybrid) with each other, and (rezero, none) with (pre, post).
 PLACEMENT_COLORS = {
     "pre": "#0072B2", "post": "#D55E00", "peri": "#333300", "reordered": "#5500DD", "sub": "#883366",
     "deepnorm": "#DD9922", "admin": "#AA55FF", "lns": "#66BB88", "mix": "#996666", "b2t": "#5599AA",
@@ -43,18 +43,19 @@ OUTCOME_COLORS = {  # warm colors for runs that failed
     "stuck": "#D55E00", "collapsed": "#CC79A7", "diverged": "#7A0019", "unjudged": "#999999",
 }  # fmt: skip
 
-SEQUENTIAL = "cividis"  # colormap of heat maps, with increasing lightness, designed for color-blind readers
+SEQUENTIAL = "cividis"  # colormap of heat maps, for color-blind readers; higher values are lighter
 ORDERED, ARMS = "viridis", "plasma"  # colormaps of ordered values: ORDERED for depths and steps, ARMS for warmups
 GREY = "#666666"
 THIN, BOLD = 0.5, 1.6  # line widths in points: THIN for one seed, BOLD for the mean over seeds
 
 
 def shades(n: int, colormap: str) -> list[str]:
-    """Return `n` colors from dark to pale. Leave out the colormap's palest part, which is hard to see on white."""
+    """Return `n` colors of a colormap, from dark to pale. The palest part is left out: it is hard to see on white."""
     return [to_hex(matplotlib.colormaps[colormap](x)) for x in np.linspace(0, 0.7, n)]
 
 
-# `rc` leaves out settings with these prefixes. They concern the machine, not the figure, and some have side effects.
+# `rc` does not change settings with these prefixes, which concern the machine, not the figure. Changing some of them
+# has side effects.
 _MACHINE = (
     "backend", "interactive", "toolbar", "webagg", "tk.", "timezone", "savefig.directory", "docstring",
     "macosx",
@@ -62,7 +63,7 @@ _MACHINE = (
 
 
 def rc() -> contextlib.AbstractContextManager[None]:
-    """Return a context with matplotlib's default settings, changed for our figures: a user's rc file has no effect."""
+    """Return a context with matplotlib's defaults and the settings of our figures. A user's rc file has no effect."""
     base: dict[str, object] = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith(_MACHINE)}
     changed = base | {
         "savefig.dpi": 220, "lines.markersize": 4,
@@ -71,8 +72,8 @@ def rc() -> contextlib.AbstractContextManager[None]:
         "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
         "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.minor.width": 0.4, "ytick.minor.width": 0.4,
         "pdf.fonttype": 42,  # TrueType, because journals reject Type 3 fonts
-        "svg.fonttype": "none",  # text, which can be searched and edited, instead of outlines
-        "svg.hashsalt": "normstudy",  # makes the element ids in an SVG reproducible
+        "svg.fonttype": "none",  # writes text, not outlines, so that it can be searched and edited
+        "svg.hashsalt": "normstudy",  # makes the ids of elements in an SVG reproducible
     }  # fmt: skip
     return matplotlib.rc_context(changed)  # type: ignore[arg-type]  # the stubs list every key as a Literal
 
@@ -86,7 +87,7 @@ def save(fig: Figure, path: Path, fmt: str) -> None:
     }
     sink = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+ ")  # a letter that is not in the font is drawn as a box
+        warnings.filterwarnings("ignore", r"Glyph \d+ ")  # a box is drawn for letters that the font lacks
         if fmt == "png" and (engine := fig.get_layout_engine()) is not None:
             # With a layout engine, savefig would draw everything twice, the first time only to compute the layout.
             fig.set_dpi(matplotlib.rcParams["savefig.dpi"])

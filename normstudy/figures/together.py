@@ -16,21 +16,22 @@ from normstudy.search.settings import FILE
 if TYPE_CHECKING:
     from normstudy.figures.draw import PlotResult
 
-# Each process draws one half of these figures. Only the first half needs the table `residual`, and only the second
-# half needs `modules`, so no process reads both.
+# Each process draws one half of these figures. Only figures of the first half read the table `residual`, and only
+# figures of the second half read the table `modules`: no process reads both tables.
 ORDER = (
     "training_loss", "loss_curves", "final_grid", "ranking", "residual_path", "headline", "gradient_profile",
     "heatmap", "gradient_ratio", "update_rms", "critical_depth", "critical_curve", "phase_map",
 )  # fmt: skip
-# If there are at most FEW_FIGURES figures or FEW_BYTES bytes of tables, one process draws all figures, because it is
-# done before a second process would have finished its imports.
+# One process draws at most FEW_FIGURES figures, and figures of at most FEW_BYTES bytes of tables, before a second
+# process would have finished its imports.
 FEW_FIGURES, FEW_BYTES = 2, 250_000
 
 
 def plot(study_dir: Path, *, only: list[str] | None = None, **options: Any) -> "PlotResult":
-    """Draw figures as `draw.plot_study` does, with a second process if there are two cores and much to draw.
+    """Draw figures as `draw.plot_study` does. Start a second process if there are two cores and much to draw.
 
-    If a sweep is writing the study, the processes may read different states of it. options: passed to plot_study.
+    While a sweep writes the study, the two processes may read different numbers of runs. options: passed to
+    `plot_study`.
     """
     every = ORDER if Path(study_dir, FILE).exists() else ORDER[:-3]  # the last three are figures of a search
     names = sorted(dict.fromkeys(only or every), key=lambda name: ORDER.index(name) if name in ORDER else -1)
@@ -70,8 +71,8 @@ def _is_large(study_dir: Path) -> bool:
 
 
 def _draw(pipe: Connection, study_dir: Path, names: list[str], options: dict[str, Any]) -> None:
-    """Draw figures, and send the PlotResult and the warnings to the parent process. If drawing fails, send nothing."""
-    gc.disable()  # saves time, and a short process has little garbage
+    """Draw figures in the second process, and send PlotResult and warnings to the first. On failure, send nothing."""
+    gc.disable()  # garbage collection would cost time, and a short process has little garbage
     with contextlib.suppress(Exception), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", MissingRows)
         from normstudy.figures.draw import plot_study
