@@ -1,1 +1,1 @@
-"""Implement `normstudy bench`, which compares normstudy's speed with plain training loops and the machine's limits."""
+"""Implement `normstudy bench`: compare normstudy's speed with the speed of plain training loops and of the machine."""

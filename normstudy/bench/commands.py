@@ -1,10 +1,10 @@
 """Measure rows `c`, `d`, `f` and `k` of the benchmark: the time and memory of commands that train little or nothing.
 
-Row c sweeps tiny runs of three training steps. The time to plan 1,000 runs excludes the start-up time, which is
-measured as a dry run of two runs. The parent process's memory per run is its memory with 1,000 runs minus its memory
-with 100 runs, divided by 900. Rows f and k read generated studies. Row f reads the same study in two forms: with many
-files per table, as a sweep writes it, and with one file per table, as `normstudy compact` writes it. In rows f and k,
-peak memory is summed over all processes of a command.
+Row c sweeps tiny runs of three training steps. The time to plan 1,000 runs excludes the start-up time. The start-up
+time is the time of a dry run of two runs. The parent process's memory per run is the difference of its memory in sweeps
+of 1,000 and of 100 runs, divided by 900. Rows f and k read generated studies. Row f reads one study in two forms: with
+many files per table, as a sweep writes them, and with one file per table, as `normstudy compact` writes it. In rows f
+and k, peak memory is summed over all processes of a command.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from normstudy.bench.generated import Size, write_study
 from normstudy.bench.rows import Goal, Sample, Scope
 
 NORMSTUDY = (sys.executable, "-P", "-m", "normstudy")
-ROUNDS = {"c": (3, 1), "d": (15, 3), "f": (3, 1), "k": (3, 1)}  # row -> number of rounds with --full, and with --quick
+ROUNDS = {"c": (3, 1), "d": (15, 3), "f": (3, 1), "k": (3, 1)}  # row -> rounds with --full, rounds with --quick
 Memory = dict[int, tuple[int, int]]  # process id -> (memory, peak memory) in kB
 SMALL = ("data=synthetic", "data.seq_len=8", "data.batch_size=1", "model.d_model=8", "model.n_heads=2",
          "eval.windows=4", "execution.device=cpu")  # fmt: skip
@@ -48,7 +48,7 @@ STARTS = {  # case -> (arguments of the command, expected exit code, goal in sec
 LARGE, QUICK = Size(seeds=20, n_steps=2000, n_layers=12), Size(seeds=1, n_steps=400, n_layers=6)
 FORMS = ("one file a table", "as swept")
 LOOKS = {"plot": (), "compare": ("--by", "warmup_steps")}
-# Library -> a call that reads one column of the table `steps` from the folder {0}. Importing the library is not timed.
+# Library -> a call that reads a column of the table `steps`, whose folder is {0}. Importing the library is not timed.
 READERS = {
     "pandas": "pandas.read_parquet('{0}', columns=['train_loss'])",
     "polars": "polars.read_parquet('{0}', columns=['train_loss'])",
@@ -62,7 +62,7 @@ LINES = [  # (subject, title, metric, goal) of each line that row f has in the p
     *((reader, f"time to read a column of `steps` with {reader}", "seconds", 1.0) for reader in READERS),
 ]
 PAGE = {"seconds": "time", "gigabytes": "peak memory", "megabytes": "size of the page"}
-# Size of row k's study -> goals for the metrics in PAGE. One is as large as a shipped study, the other has 1,000 runs.
+# Size of row k's study -> goals for PAGE. The first is as large as a shipped study, the second has 1,000 runs.
 PAGES = {Size(5, n_steps=600, n_layers=6): (10.0, None, 3.0), Size(20, n_steps=600, n_layers=12): (None, None, 8.0)}
 GOALS = [
     Goal("c", ONE_GROUP, "planning time per run", "planning", "normstudy", None, "at most", 2.0),
@@ -90,7 +90,7 @@ GOALS = [
 
 
 def timed(command: Sequence[str], code: int = 0) -> tuple[float, str]:
-    """Run a command; return its time in seconds and its output. Raise RuntimeError if its exit code is not `code`."""
+    """Run a command. Return its time in seconds and its output. Raises RuntimeError if the exit code is not `code`."""
     began = time.perf_counter()
     ended = subprocess.run(command, capture_output=True, text=True)
     took, said = time.perf_counter() - began, ended.stdout + ended.stderr
@@ -100,14 +100,14 @@ def timed(command: Sequence[str], code: int = 0) -> tuple[float, str]:
 
 
 def peak(command: Sequence[str]) -> tuple[float, float]:
-    """Run a command; return its time in seconds, and its peak memory in 10^9 bytes, summed over its processes."""
+    """Run a command. Return its time in seconds, and its peak memory in 10^9 bytes, summed over all its processes."""
     _, seconds, reads = watched(command)
-    peaks = {pid: most for _, memory in reads for pid, (_, most) in memory.items()}  # of each process's last reading
+    peaks = {pid: most for _, memory in reads for pid, (_, most) in memory.items()}  # a process's last reading is kept
     return seconds, sum(peaks.values()) * 1024 / 1e9
 
 
 def watched(command: Sequence[str]) -> tuple[int, float, list[tuple[float, Memory]]]:
-    """Run a command, which must succeed; return its process id, its time in seconds, and readings (seconds, memory)."""
+    """Run a command, which must succeed. Return its process id, its seconds, and its readings (seconds, memory)."""
     reads, began = [], time.perf_counter()
     with contextlib.ExitStack() as stack:
         process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
@@ -163,7 +163,7 @@ def dry_run(folder: Path, *words: str) -> float:
 
 
 def estimated(said: str) -> float:
-    """Find the estimated time in the text that a dry run printed, such as `45 s` or `12:30` (min:s); return seconds."""
+    """Return the seconds that a dry run estimated. said: its output, with a time such as `45 s` or `12:30` (min:s)."""
     parts = re.findall(r", estimated time ([\d:]+)", said)[0].split(":")
     return sum(60.0**i * int(part) for i, part in enumerate(reversed(parts)))
 
@@ -171,10 +171,10 @@ def estimated(said: str) -> float:
 def sweep(folder: Path, runs: int) -> tuple[float, float, int, int]:
     """Sweep tiny runs, then remove their study. Returns two times in seconds, and two sizes in kB.
 
-    The first time ends at the last write into tables/, the second at the end of the command. The sizes are the parent
-    process's memory at that write, and its peak memory.
+    The first time ends at the last write into tables/, the second at the end of the command. The first size is the
+    parent process's memory at the last write into tables/, the second its peak memory.
     """
-    study, began = folder / "overhead", time.time()  # time.time() is comparable with the files' modification times
+    study, began = folder / "overhead", time.time()  # the clock of files' modification times
     words = [f"results_dir={folder}", f"seed=range(0,{runs})", "study=overhead"]
     pid, whole, reads = watched([*NORMSTUDY, "sweep", *TINY, *words])
     to_tables = max(path.stat().st_mtime for path in (study / "tables").glob("*/*.parquet")) - began
@@ -195,7 +195,7 @@ def starts(scope: Scope) -> Iterator[Sample]:
 
 
 def large_study(scope: Scope, size: Size | None = None) -> Iterator[Sample]:
-    """Measure row `f` of the benchmark: how fast commands and libraries read a large study, and commands' memory."""
+    """Measure row `f` of the benchmark: time and memory of commands, and time of libraries, for a large study."""
     size = size or (QUICK if scope.quick else LARGE)
     compacted, swept = studies = [scope.folder / form.replace(" ", "-") for form in FORMS]
     write_study(swept, size)

@@ -1,4 +1,4 @@
-"""Draw the benchmark's figure from its stored tables: the numbers that have goals, and how cost grows with size."""
+"""Draw the benchmark's figure from stored tables: the results that have goals, and how CPU time grows with size."""
 
 import textwrap
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from normstudy.errors import ConfigError
 from normstudy.figures import style
 from normstudy.figures.paper import TWO_COLUMNS
 
-LINE, COSTS = 0.16, 1.9  # heights in inches: of a line of text or a result; of the cost panels
-NAME, SMALL = 60, 5.5  # a result's name: most characters per line; font size in points
+LINE, COSTS = 0.16, 1.9  # heights in inches. LINE: a line of text, or a result. COSTS: the panels of CPU time
+NAME, SMALL = 60, 5.5  # most characters in a line of a result's name; its font size in points
 COLORS = {"met": style.PLACEMENT_COLORS["pre"], "not met": style.PLACEMENT_COLORS["post"]}
 # Match the cases of row `e` of the benchmark: `n_layers=4` (a training step) or `norm, seq_len=64` (a part of a block).
 COST = r"^(?:(?P<part>.+), )?(?P<axis>\w+)=(?P<size>\d+)$"
@@ -35,7 +35,7 @@ def draw(stored: pd.DataFrame, out: Path) -> None:
 
 
 def figure(stored: pd.DataFrame) -> Figure:
-    """Draw the figure of stored samples (columns of bench.tables.SCHEMA). Panels without numbers are left out."""
+    """Draw the figure of stored samples, which have the columns of bench.tables.SCHEMA. Empty panels are left out."""
     goals = [r for r in summary.results(stored) if r.goal.limit and min(r.numbers) > 0]  # a log axis cannot show 0
     costs = stored.join(stored["case"].where(stored["row"] == "e").str.extract(COST)).dropna(subset="size")
     notes = summary.machine_lines(stored)
@@ -76,7 +76,7 @@ def _draw_goals(fig: SubFigure, results: Sequence[summary.Result]) -> None:
 
 
 def _draw_costs(fig: SubFigure, costs: pd.DataFrame, stored: pd.DataFrame) -> None:
-    """Draw a panel for each size, such as n_layers: how the CPU time of a step or of a block's parts grows with it."""
+    """Draw CPU times of a step or of a block's parts against size. Each size, such as n_layers, gets a panel."""
     panels = costs.groupby([costs["part"] != WHOLE, "axis"], sort=False)
     axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     theory = stored[(stored["subject"] == THEORY) & (stored["metric"] == "slope")].groupby("case")["value"].median()

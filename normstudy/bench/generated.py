@@ -1,4 +1,4 @@
-"""Generate a large study of random numbers for the benchmark and scripts/scaling.py, in files like those of a sweep."""
+"""Write a large study of random numbers for the benchmark and scripts/scaling.py, with files as a sweep writes."""
 
 import datetime
 import itertools
@@ -15,19 +15,19 @@ from normstudy.study import parquet, schema
 Columns = dict[str, np.ndarray[tuple[int], np.dtype[np.generic]]]  # column name -> values, without the column run_id
 
 PLACEMENTS = ("post", "pre")
-PEAK_LRS = (3e-4, 1e-3, 2e-3, 3e-3, 1e-2)  # few enough for a figure to draw a panel for each
+PEAK_LRS = (3e-4, 1e-3, 2e-3, 3e-3, 1e-2)  # few enough for a figure with a panel per rate
 WARMUPS = (0, 20, 50, 100, 200)
 CELLS = len(PLACEMENTS) * len(PEAK_LRS) * len(WARMUPS)
 IN_BLOCK = ("attn_in", "attn_out", "mlp_in", "mlp_out", "norm1", "norm2")  # names of modules that training records
 OUTSIDE = {"post": ("embed", "pos", "unembed"), "pre": ("embed", "pos", "final_norm", "unembed")}
 NORMS = ("grad_norm", "param_norm", "update_norm")
-LN_VOCAB, H1, H2 = math.log(256), 3.26, 2.46  # nats per byte: uniform, unigram and bigram entropy of a text
+LN_VOCAB, H1, H2 = math.log(256), 3.26, 2.46  # uniform, unigram and bigram entropy of a text, in nats per byte
 START = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
 SHA256 = "5" * 64  # made-up hash of the training text
 
 
 class Size(NamedTuple):
-    """Describe a generated study. It has `seeds` runs for each combination of PLACEMENTS, PEAK_LRS and WARMUPS."""
+    """The size of a generated study, with `seeds` runs for each combination of PLACEMENTS, PEAK_LRS and WARMUPS."""
 
     seeds: int
     n_steps: int
@@ -50,8 +50,8 @@ def configs(study: Path, size: Size) -> list[RunConfig]:
 
 
 def write_study(study: Path, size: Size, seed: int = 0) -> None:
-    """Write a study of finished runs, in files like those of a sweep. Equal seeds give equal bytes."""
-    from normstudy.study import tables  # imported late, because it imports pandas, which is slow
+    """Write a study of finished runs, with the files that a sweep writes. Equal seeds give equal bytes."""
+    from normstudy.study import tables  # imported late, because importing pandas is slow
 
     runs = dict(sorted((run_id(config, SHA256), config) for config in configs(study, size)))
     tables.prepare(study)
@@ -71,7 +71,7 @@ def write_study(study: Path, size: Size, seed: int = 0) -> None:
 
 
 def run_rows(name: str, config: RunConfig, rng: np.random.Generator) -> tuple[dict[str, object], dict[str, Columns]]:
-    """Draw a run's numbers at random; return its row of the table `runs`, and its columns of each other table."""
+    """Draw a run's numbers at random. Return the run's row of the table `runs`, and its columns of all other tables."""
     m, s, p = config.model, config.schedule, config.probe
     stuck = m.placement == "post" and s.peak_lr >= 3e-3 and s.warmup_steps <= 20
     end = (H1 - 0.02 if stuck else 2.1 - 0.05 * math.log10(s.peak_lr / 1e-3)) + rng.normal(0, 0.013)

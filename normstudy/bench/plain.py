@@ -1,9 +1,9 @@
-"""Train the default model of `normstudy run` in plain loops. The benchmark compares normstudy's speed with theirs.
+"""Train the default model of `normstudy run` in plain loops, whose speed the benchmark compares with normstudy's.
 
 The loops follow nanoGPT's train.py and model.py: one fused matrix for Q, K and V, scaled_dot_product_attention, fused
 Adam, and batches of stacked random windows. They omit features of nanoGPT that cost time: gradient accumulation,
 autocast, DDP, evaluation, clipping, dropout, a new learning rate at each step, weight decay, and a memory-mapped text.
-They also omit torch.compile, which takes half a minute for each model size on a CPU.
+The loops also omit torch.compile, which takes half a minute for each model size on a CPU.
 Suffixes of tensor names are their dimensions: B batch, T sequence, D d_model, H heads, K d_head, V vocab.
 """
 
@@ -16,13 +16,13 @@ from torch.nn import functional as F
 
 from normstudy.config import ModelConfig, RunConfig
 
-LOG_EVERY = 10  # steps between two reads of the loss; each read waits until a GPU has finished the step
+LOG_EVERY = 10  # steps between two reads of the loss, because reading waits until a GPU has finished the step
 BINS = 64  # bins in a gradient histogram, as in wandb
 Histograms = list[tuple[list[float], list[float]]]  # (counts, bin edges) of each gradient
 
 
 class PlainBlock(nn.Module):
-    """Compute one pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)). The MLP uses the exact GELU."""
+    """A pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)). The MLP uses the exact GELU."""
 
     def __init__(self, d_model: int, n_heads: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class PlainBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Combine token and position embeddings, pre-norm blocks, a final norm, and an output matrix without bias."""
+    """A decoder of token and position embeddings, pre-norm blocks, a final norm, and an output matrix without bias."""
 
     def __init__(self, config: ModelConfig, vocab_size: int, seq_len: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def train(
     config: RunConfig, tokens: Tensor, vocab_size: int, device: str = "cpu",
     hook: Callable[[Tensor], None] | None = None,
 ) -> Iterator[float | None]:  # fmt: skip
-    """Train one run without end; yield the loss at each LOG_EVERY-th step, and None at all other steps.
+    """Train one run without end. Yield the loss at each LOG_EVERY-th step, and None at all other steps.
 
     tokens: (n,) int64, on the CPU. hook: a function that is called with each parameter's gradient.
     """
@@ -110,15 +110,16 @@ class Recorder:
         self.before = [torch.empty_like(p) for p in self.params]
         module_of = [name.rpartition(".")[0] for name, _ in model.named_parameters()]
         self.modules = list(dict.fromkeys(module_of))
-        # belongs[p][m] is 1 if module m has parameter p, otherwise 0. The last column (all 1) is for the whole model.
+        # belongs[p][m] is 1 if parameter `p` belongs to module `m`, else 0. The last column is 1: the whole model.
         belongs = [[float(m == module) for m in self.modules] + [1.0] for module in module_of]
         self.of_module = torch.tensor(belongs, dtype=torch.float64)
 
     def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[float, Tensor, Tensor]:
-        """Take one training step; return its loss, and in float64 the norms of modules and of the residual stream.
+        """Take one training step. Return its loss, and in float64 the norms of modules and of the residual stream.
 
-        Norms of modules (3, modules + 1): of gradients, parameters and updates; the last column is the whole model's.
-        Norms of the stream (2, n_layers + 1): the root mean square of x_l after l blocks, and the norm of dLoss/dx_l.
+        Norms of modules, of shape (3, modules + 1): of gradients, of parameters, of updates. The last column is for the
+        whole model. Norms of the stream, of shape (2, n_layers + 1): the root mean square of x_l, which is the stream
+        after `l` blocks, and the norm of dLoss/dx_l.
         """
         loss, stream = self.model(tokens_BT, targets_BT)
         for x in stream:
@@ -149,8 +150,8 @@ def train_recorded(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterat
 def train_watched(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterator[Histograms]:
     """Train one run without end on the CPU, with hooks like those of wandb.watch(model, log="gradients", log_freq=1).
 
-    As in wandb, each hook copies the gradient, checks twice for numbers that are not finite, reads the minimum and the
-    maximum separately, and turns the histogram's counts and edges into lists. After each step all lists are discarded.
+    As in wandb, each hook copies the gradient, checks it twice for numbers that are not finite, reads its minimum and
+    its maximum separately, and turns a histogram's counts and edges into lists. After each step, lists are discarded.
     """
     histograms: Histograms = []
 

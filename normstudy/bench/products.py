@@ -1,4 +1,4 @@
-"""Time the matrix products of a training step with every available library, to learn how fast this machine can be."""
+"""Time the matrix products of a training step with all available libraries. The fastest show this machine's limit."""
 
 import statistics
 import time
@@ -14,7 +14,7 @@ Product = tuple[int, int, int, int, str]
 
 
 class Piece(NamedTuple):
-    """Hold a group of matrix products that run in sequence."""
+    """A group of matrix products that are computed one after the other."""
 
     name: str
     products: tuple[Product, ...]
@@ -22,12 +22,12 @@ class Piece(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Return the number of floating-point operations that these products take in one step of one run."""
+        """Return the number of floating-point operations in this piece's products, for one step of one run."""
         return self.times * sum(2 * batch * m * k * n for batch, m, k, n, _ in self.products)
 
 
 def pieces(config: RunConfig, vocab_size: int) -> list[Piece]:
-    """List the matrix products in one step of the default model. Attention is counted as if it had no causal mask."""
+    """List the matrix products in one step of the default model. Attention counts as if it had no causal mask."""
     m, d = config.model, config.data
     width, d_ff, T, K = m.d_model, resolve(m).d_ff, d.seq_len, m.d_model // m.n_heads
     rows, heads, L = d.batch_size * T, d.batch_size * m.n_heads, m.n_layers
@@ -92,7 +92,7 @@ def start_products(job: tuple[RunConfig, int]) -> Work:
 
 
 def typical_seconds(make: Callable[[], object], least: float, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Call `make` at least three times and for at least `least` seconds in all; return the median seconds per call."""
+    """Call `make` at least three times and for at least `least` seconds in all. Return the median seconds per call."""
     make()
     taken: list[float] = []
     while sum(taken) < least or len(taken) < 3:

@@ -1,4 +1,4 @@
-"""List the benchmark's rows, and define the classes that they share. CONTRIBUTING.md says how to add a row."""
+"""List the benchmark's rows, and define the classes that all rows use. CONTRIBUTING.md says how to add a row."""
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from normstudy.config import one_of
 
-THEORY = "theory"  # subject of the samples that a formula predicts; the table shows them in the column `goal`
+THEORY = "theory"  # subject of samples that a formula predicts, which the table shows in the column `goal`
 
 
 class Scope(NamedTuple):
-    """Hold the settings that each measuring function receives."""
+    """The settings that each measuring function receives."""
 
     quick: bool  # whether to measure only a few cases
     folder: Path  # a temporary folder
@@ -20,7 +20,7 @@ class Scope(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """Hold one measured number. Its row of the benchmark, case, subject, metric and round together identify it."""
+    """One measured number. Its row of the benchmark, case, subject, metric and round together identify the number."""
 
     row: str
     case: str
@@ -33,7 +33,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Goal:
-    """Describe a line of the printed table: the median over rounds of `metric`, measured for `subject`."""
+    """A line of the printed table, which shows the median over rounds of `metric`, measured for `subject`."""
 
     row: str
     case: str
@@ -46,12 +46,12 @@ class Goal:
 
 
 class Row(NamedTuple):
-    """Describe a row of the benchmark. `module` defines the row's GOALS, and the `function` that yields its samples."""
+    """A row of the benchmark. `module` defines the row's GOALS, and the `function` that yields the row's samples."""
 
     module: str
     function: str
     title: str
-    library: str = ""  # the package that the row measures or needs; without it, the row is skipped
+    library: str = ""  # the package without which the row is skipped
     extra: str = ""  # the extra of normstudy that installs the library
     device: str = "cpu"  # cpu or cuda
 
@@ -74,13 +74,13 @@ ROWS: dict[str, Row] = {
 
 
 def load(row: str) -> tuple[list[Goal], Callable[[Scope], Iterator[Sample]]]:
-    """Import the module of a benchmark row; return the row's goals, and the function that measures the row."""
+    """Import the module of a benchmark row. Return the row's goals, and the function that measures the row."""
     module = importlib.import_module(ROWS[row].module)
     return [goal for goal in module.GOALS if goal.row == row], getattr(module, ROWS[row].function)
 
 
 def check_rows(given: Sequence[str]) -> list[str]:
-    """Check the given rows; return them without repeats, in order of ROWS. Raises ConfigError for an unknown row."""
+    """Return the given rows without repeats, in the order of ROWS. Raises ConfigError for an unknown row."""
     for row in given:
         one_of("--rows", row, tuple(ROWS))
     return [row for row in ROWS if row in given]

@@ -1,4 +1,4 @@
-"""Measure rows of the benchmark one after the other, draw their figure, and return the table that bench prints."""
+"""Measure rows of the benchmark one after the other, draw the figure, and return the table to print."""
 
 import contextlib
 import signal
@@ -22,9 +22,10 @@ OUT = {"quick": Path("results/bench/quick"), "full": Path("results/bench")}
 
 
 def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt: str) -> str:
-    """Measure rows (all, if `asked` is None), draw the figure, and return the table to print. mode: quick or full.
+    """Measure the rows `asked`, draw the figure, and return the table to print, or "" if all rows are skipped.
 
-    Finished rows are written to `out`. Returns "" if all rows are skipped. Raises ConfigError for a bad argument.
+    asked: None means all rows. mode: quick or full. out: the folder into which each finished row is written. Raises
+    ConfigError for a bad argument.
     """
     chosen = [*ROWS] if asked is None else check_rows(asked)
     paths.check_out(out)
@@ -55,7 +56,7 @@ def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt
 
 
 def show(asked: Sequence[str] | None, out: Path, fmt: str) -> str:
-    """Draw all rows stored in `out`; return a table of the rows `asked`. Raises ConfigError if a row is not stored."""
+    """Draw all rows stored in `out`. Return a table of the rows `asked`. Raises ConfigError if a row is not stored."""
     stored = tables.stored_rows(out)
     if not stored:
         raise ConfigError(f"{out} contains no benchmark results: run normstudy bench first, or pass another --out")

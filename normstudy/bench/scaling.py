@@ -1,9 +1,9 @@
 """Measure row `e` of the benchmark: how CPU time grows with depth, width, sequence length, batch size and runs.
 
 In theory, the time of a training step is proportional to the number of floating-point operations in its matrix
-products. Each part of a block is timed alone, forward and backward, while n = seq_len or d = d_model varies. In theory,
-a part's time grows as n d for a norm, as n d^2 for the four projections (q, k, v and out) and for all six matrices
-(projections and MLP), and as n^2 d for attention without projections.
+products. Each part of a block is timed alone, forward and backward, while `n` = seq_len or `d` = d_model varies. In
+theory, a norm's time grows as n d, and the time of attention without projections as n^2 d. The time of the four
+projections (q, k, v and out) grows as n d^2, and so does the time of all six matrices (projections and MLP).
 """
 
 import time
@@ -18,8 +18,8 @@ from normstudy.bench.subjects import D64_L6, D_HEAD, NORMSTUDY, Case, cpu_second
 from normstudy.config import ProbeConfig
 
 NORM, PROJECTIONS, ALL_MAPS, ATTENTION = "norm", "projections", "projections and MLP", "attention"
-POWERS = {NORM: (1, 1), PROJECTIONS: (1, 2), ALL_MAPS: (1, 2), ATTENTION: (2, 1)}  # part -> exponents of n and d
-CROSSOVERS = {PROJECTIONS: 2, ALL_MAPS: 6}  # part -> n / d at which attention needs as many operations as the part
+POWERS = {NORM: (1, 1), PROJECTIONS: (1, 2), ALL_MAPS: (1, 2), ATTENTION: (2, 1)}  # part -> exponents of `n` and `d`
+CROSSOVERS = {PROJECTIONS: 2, ALL_MAPS: 6}  # part -> `n / d` at which attention needs as many operations
 AXES = {
     "n_layers": (2, 4, 6, 12), "d_model": (32, 64, 128, 256), "seq_len": (32, 64, 128, 256),
     "batch_size": (4, 8, 16, 32), "runs_per_batch": (1, 2, 4, 8, 16, 32),
@@ -27,7 +27,7 @@ AXES = {
 
 
 class Ranges(NamedTuple):
-    """List the sizes for row `e` of the benchmark. While one size varies, the others are those of `base` and `runs`."""
+    """The sizes for row `e` of the benchmark. While one size varies, `base` and `runs` give all other sizes."""
 
     base: Case = D64_L6
     runs: int = 4
@@ -58,7 +58,7 @@ GOALS = [
 
 
 def measure(scope: Scope) -> Iterator[Sample]:
-    """Measure row `e` of the benchmark: the CPU time of whole training steps, then the CPU time of a block's parts."""
+    """Measure row `e` of the benchmark: the CPU time of whole training steps, and the CPU time of a block's parts."""
     for kind in (whole_steps, parts):
         yield from in_worker(kind, QUICK if scope.quick else FULL)
 
@@ -71,7 +71,7 @@ def slopes(case: str, subject: str, number: int, x: Sequence[float], y: Sequence
 
 
 def crossing(n: Sequence[int], a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Return the seq_len at which cost `a` first reaches cost `b`, interpolated on log axes; None if it never does."""
+    """Return the seq_len at which cost `a` first reaches cost `b`, interpolated on log axes. None: `a` stays below."""
     over = np.log(np.divide(a, b))
     for i in range(len(n) - 1):
         if over[i] < 0 <= over[i + 1]:

@@ -1,11 +1,11 @@
 """Measure rows `a`, `b`, `g`, `i`, `j`, `l` of the benchmark: training speed, and the cost of recording norms.
 
 In rows a and i, normstudy has one single-threaded worker per core, trains batches as large as in a large sweep, and
-writes its tables. The plain loops write no files. Line a3 is the time of a training step's matrix products alone, each
-with its fastest library, as a share of the whole step's time. In row b, one process trains three copies of the same
-runs. The copies alternate step by step, and a round has 20 steps of each copy. In row g, the clock stops only
-when the GPU has finished. Row j compares a search with a grid that has the same error. The grid's time is computed: its
-number of run-steps divided by the speed of plain loops, one per core.
+writes its tables. The plain loops write no files. Line a3 is a share of a training step's time: the time that the
+step's matrix products take if the fastest library computes each product. In row b, one process trains three copies of
+the same runs. The copies alternate step by step, and a round has 20 steps of each copy. In row g, the clock stops when
+the GPU has finished. Row j compares a search with an equally accurate grid. The grid's time is not measured, but
+computed: the grid's number of run-steps divided by the speed of plain loops, with one loop per core.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from normstudy.bench.subjects import D32_L4, D64_L6, NORMSTUDY, Case, Race, cpu_
 from normstudy.config import ProbeConfig
 from normstudy.sweep import batching
 
-PRODUCT_MS = 10  # milliseconds for which each library repeats each matrix product
+PRODUCT_MS = 10  # each library repeats each matrix product for this time, in milliseconds
 ALL_THREADS, PER_CORE = "plain, all threads, one run after the other", "plain, one process per core"
 EQUAL, HOOKS = "plain, equal information", "plain, hooks as wandb.watch has"
 TITLES = {
@@ -80,7 +80,7 @@ GOALS = [
 
 
 def of_cases(measure: Callable[[Race, int], Iterator[Sample]], row: str, scope: Scope) -> Iterator[Sample]:
-    """Measure a row of the benchmark: call `measure` for each model size in turn, and yield all its samples."""
+    """Measure a row of the benchmark: call `measure` for one model size after another, and yield all samples."""
     for case in (D32_L4, D64_L6) if scope.quick else CASES:
         with Race(row, case, len(os.sched_getaffinity(0)), scope) as race:
             yield from measure(race, 2 if scope.quick else 5)
@@ -92,7 +92,7 @@ def against_plain(race: Race, rounds: int) -> Iterator[Sample]:
     race.add_plain(ALL_THREADS, "train", 1, threads=race.n)
     race.add_plain(PER_CORE, "train", race.n)
     jobs = [(run_config(race.case), race.runs)] * race.n
-    # A worker's environment variables can make a product faster or slower, so products are timed with and without them.
+    # A worker's environment variables can make a product faster or slower: products are timed with and without them
     makers = [race.crew(start_products, jobs, like_worker=w) for w in (True, False) if race.case == D64_L6]
     for number in range(rounds):
         rates = yield from race.round(number)
@@ -149,7 +149,7 @@ def probe_case(job: tuple[Case, int, int]) -> Iterator[Sample]:
 
 
 def searching(scope: Scope) -> Iterator[Sample]:
-    """Measure row `j` of the benchmark: the time of a search, and of an equally accurate grid in plain loops."""
+    """Measure row `j` of the benchmark: the times of a search and of an equally accurate grid in plain loops."""
     from normstudy.search import simulate  # imports pandas
     from normstudy.search.settings import settings_of
 

@@ -1,4 +1,4 @@
-"""Start child processes that train with normstudy or in plain loops, and time them repeatedly."""
+"""Start child processes that train with normstudy or in plain loops, and time these processes repeatedly."""
 
 import contextlib
 import gc
@@ -15,12 +15,12 @@ from normstudy.study import schema
 from normstudy.sweep import batching
 
 Job = TypeVar("Job")
-Work = Callable[[int], object]  # a function that does an amount of work (such as n steps) and returns measurements
+Work = Callable[[int], object]  # does an amount of work, such as a number of steps, and returns measurements
 Crew = list[Child]
 
 
 def child(start: Callable[[Job], Work], job: Job, *, like_worker: bool, threads: int = 1) -> Child:
-    """Start a process that makes a function with `start(job)`. Each call of `together` makes it call the function.
+    """Start a process that makes a function with `start(job)`. The process calls it at each call of `together`.
 
     like_worker: whether the process has the environment variables and the garbage collection of a sweep's worker.
     """
@@ -33,7 +33,7 @@ def _serve(pipe: Connection, like_worker: bool, threads: int, start: Callable[[J
     from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(threads)
-    threadpool_limits(threads, "blas")  # without this limit, NumPy's BLAS threads spin on every core after each product
+    threadpool_limits(threads, "blas")  # otherwise NumPy's BLAS threads spin on every core after each product
     if like_worker:
         gc.freeze()  # as in a sweep's worker: the garbage collector then skips torch's objects
     work = start(job)
@@ -48,7 +48,7 @@ def _serve(pipe: Connection, like_worker: bool, threads: int, start: Callable[[J
 
 
 def together(children: Sequence[Child], amount: int) -> tuple[float, list[object]]:
-    """Make all children work at the same time; return the seconds until the last child finishes, and all results.
+    """Make all children work at the same time. Return the seconds until the last child finishes, and all results.
 
     Raises the error that a child's work raised, or RuntimeError if a child was killed or failed to start.
     """
@@ -67,7 +67,7 @@ def together(children: Sequence[Child], amount: int) -> tuple[float, list[object
 
 
 def in_worker(function: Callable[[Job], Iterator[Sample]], job: Job) -> Iterator[Sample]:
-    """Call function(job) in a child process that is set up like a sweep's worker; yield the function's samples."""
+    """Call function(job) in a child process that is set up like a sweep's worker. Yield the function's samples."""
     with contextlib.closing(child(_next_sample, (function, job), like_worker=True)) as process:
         while isinstance(sample := together([process], 1)[1][0], Sample):
             yield sample
@@ -81,11 +81,11 @@ def _next_sample(job: tuple[Callable[[Job], Iterator[Sample]], Job]) -> Work:
 NORMSTUDY = "normstudy"
 D_HEAD = 16  # dimensions per attention head, as in the default model
 WARM_UP = 3  # steps that each subject takes before it is timed
-PAUSE_SECONDS = 0.3  # seconds between two timed spans, because idle threads spin for up to 0.2 s
+PAUSE_SECONDS = 0.3  # seconds between two timed spans: idle threads spin for up to 0.2 s and would slow the next span
 
 
 class Case(NamedTuple):
-    """Describe the size of a run's model and batch. Its name is, for example, d64 L6: d_model 64 and 6 layers."""
+    """The size of a run's model and batch. The name d64 L6, for example, means d_model 64 and 6 layers."""
 
     d_model: int
     n_layers: int
@@ -150,7 +150,7 @@ def start_loop(job: tuple[str, RunConfig]) -> Work:
 
 
 def cpu_seconds(step: Callable[[], object], times: int) -> float:
-    """Call `step` the given number of times; return the CPU seconds that all threads of this process spent."""
+    """Call `step` the given number of times. Return the CPU seconds that all threads of this process spent."""
     before = time.process_time()
     for _ in range(times):
         step()
@@ -158,11 +158,11 @@ def cpu_seconds(step: Callable[[], object], times: int) -> float:
 
 
 class Race(contextlib.ExitStack):
-    """Time subjects (normstudy and plain loops) at one model size, one subject after the other on all `n` cores.
+    """Subjects (normstudy and plain loops) of one model size, which are timed one after the other on all `n` cores.
 
-    The numbers of steps in a round are chosen so that all subjects take about equally long. A subject's time ends when
-    its last process finishes. If `busy_cores` (CPU time / wall time) is below `n`, other programs probably ran too.
-    Leaving the context ends all processes.
+    Each subject's number of steps in a round is chosen to make all subjects take about equally long. A subject's time
+    ends when its last process finishes. If `busy_cores` (CPU time / wall time) is below `n`, other programs probably
+    ran at the time. Leaving the context ends all processes.
     """
 
     def __init__(self, row: str, case: Case, n: int, scope: Scope) -> None:
@@ -178,20 +178,20 @@ class Race(contextlib.ExitStack):
         return [self.enter_context(contextlib.closing(process)) for process in made]
 
     def add(self, subject: str, crew: Crew, period: int = 1) -> None:
-        """Add a subject, and choose how many steps it takes in each round: a multiple of `period`."""
+        """Add a subject, and choose its number of steps in a round, which is a multiple of `period`."""
         together(crew, WARM_UP)
         taken, _ = together(crew, WARM_UP)
         self.subjects[subject] = crew, period * max(1, round(self.seconds * WARM_UP / taken / period))
 
     def add_normstudy(self, probe: ProbeConfig) -> None:
-        """Add normstudy as a subject: it trains one batch per core and writes tables into a temporary folder."""
+        """Add normstudy as a subject, which trains one batch per core and writes tables into a temporary folder."""
         seeds = [range(core * self.runs, (core + 1) * self.runs) for core in range(self.n)]
         batches = [[run_config(self.case, seed, probe=probe) for seed in of] for of in seeds]
         jobs = [(batch, self.scope.folder / self.case.name / str(core)) for core, batch in enumerate(batches)]
         self.add(NORMSTUDY, self.crew(start_batch, jobs, like_worker=True), probe.every)
 
     def add_plain(self, subject: str, loop: str, processes: int, threads: int = 1) -> None:
-        """Add a plain loop as a subject, in one or more processes. loop: the name of its function in plain.py."""
+        """Add a plain loop as a subject, in one or more processes. loop: the loop's function in plain.py."""
         jobs = [(loop, run_config(self.case, seed)) for seed in range(processes)]
         self.add(subject, self.crew(start_loop, jobs, like_worker=False, threads=threads))
 

@@ -1,4 +1,4 @@
-"""Summarize stored samples in a plain or Markdown table: the median, range and verdict of each measured value."""
+"""Summarize stored samples in a plain or Markdown table, with the median, range and verdict of each result."""
 
 import textwrap
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from normstudy.analysis.grid import markdown_table, plain_table, three_digits
 from normstudy.bench.rows import THEORY, Goal, load
 
 HEADER = ("row", "case", "what", "median [smallest, largest]", "rounds", "goal", "verdict")
-WIDTH, MOST_WIDTH = 120, (3, 22, 32, 26, 6, 17, 8)  # in characters: largest width of notes; of the table's columns
+WIDTH, MOST_WIDTH = 120, (3, 22, 32, 26, 6, 17, 8)  # largest widths, in characters: of notes, of the columns
 LEGEND = (
     "A ratio compares two subjects that were measured one after the other in one round. The table shows the median "
     "over rounds, with the smallest and the largest in brackets. A goal is met if the median meets it."
@@ -19,7 +19,7 @@ LEGEND = (
 
 
 class Result(NamedTuple):
-    """Hold the numbers measured for a goal, one per round."""
+    """The numbers measured for a goal, one per round."""
 
     goal: Goal
     unit: str  # "" for a ratio
@@ -39,7 +39,7 @@ class Result(NamedTuple):
 
 
 def results(stored: pd.DataFrame) -> list[Result]:
-    """Return a Result for each goal with samples in `stored` (columns of tables.SCHEMA), ordered by row, then goal."""
+    """Return a Result for each goal that has samples, ordered by row, then goal. stored: columns of tables.SCHEMA."""
     found = []
     for row, part in stored.groupby("row", sort=False):
         for goal in load(str(row))[0]:
@@ -80,7 +80,7 @@ def machine_lines(stored: pd.DataFrame) -> list[str]:
 
 
 def cells(result: Result) -> tuple[str, ...]:
-    """Format the cells of a table line, such as `2.31 [2.2, 2.45]` for the value and `at least 2.4` for the goal."""
+    """Format the cells of a result, such as `2.31 [2.2, 2.45]` for the value and `at least 2.4` for the goal."""
     goal, low, high = result.goal, three_digits(min(result.numbers)), three_digits(max(result.numbers))
     value = three_digits(result.median) + (f" [{low}, {high}]" if len(result.numbers) > 1 else "")
     asked = "none" if result.theory is None else f"theory {three_digits(result.theory)}"
@@ -104,7 +104,7 @@ def render(stored: pd.DataFrame, fmt: str = "table") -> str:
 
 
 def _table(lines: Sequence[tuple[str, ...]]) -> list[str]:
-    """Lay out a plain table. Only the first line of a row or case names it, and long texts are wrapped."""
+    """Lay out a plain table. Rows and cases are named only in their first line. Long texts are wrapped."""
     shown: list[tuple[str, ...]] = [HEADER]
     for (row, case, *rest), above in zip(lines, [HEADER, *lines], strict=False):
         shown.append(("" if row == above[0] else row, "" if (row, case) == above[:2] else case, *rest))

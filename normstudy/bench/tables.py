@@ -1,4 +1,4 @@
-"""Write and read the benchmark's tables, such as results/bench/a.parquet. results/README.md defines their columns."""
+"""Write and read the benchmark's tables, such as results/bench/a.parquet. results/README.md defines the columns."""
 
 import functools
 import json
@@ -48,7 +48,7 @@ def machine(device: str) -> Mapping[str, object]:
 
 
 def write(out: Path, row: str, samples: Sequence[Sample], shared: Mapping[str, object]) -> None:
-    """Write a row's table to `out`, replacing its earlier table. shared: columns with one value for all samples."""
+    """Write a row's table into the folder `out`. Replace an older table. shared: columns equal for all samples."""
     good = {(s.case, s.subject, s.metric, s.round) for s in samples if s.row == row and math.isfinite(s.value)}
     if not 0 < len(good) == len(samples):
         raise ValueError(f"only {len(good)} of {len(samples)} samples of row {row} are finite and unique: fix the rest")
