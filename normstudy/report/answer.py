@@ -1,4 +1,4 @@
-"""Put each comparison of runs into a sentence, with the numbers that `normstudy compare` prints."""
+"""Describe each comparison of runs in a sentence, with the numbers that `normstudy compare` prints."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -18,7 +18,7 @@ FIRST = ("warmup_steps", "placement", "norm", "n_layers", "peak_lr")  # the colu
 
 
 class Answer(NamedTuple):
-    """Hold one comparison of a page: the column that differs, and the rows of `compare` as sentences and as a table."""
+    """The comparison of runs that differ in the column `by`: the rows of `compare` as sentences and as a table."""
 
     by: str
     summary: str
@@ -28,9 +28,9 @@ class Answer(NamedTuple):
 
 
 def answers(bundle: Bundle) -> list[Answer]:
-    """Compare the runs of all studies by each varying column with pairs of runs, in the order of FIRST.
+    """Compare pairs of runs that differ in one column, for each varying column. Columns of FIRST come first.
 
-    If a study is a search, return nothing: its runs form no pairs, and the page shows critical values instead.
+    The result is empty if a study is a search: the page then shows critical values, as a search's runs form no pairs.
     """
     fields = [c for c in bundle.fields if c in pairs.comparable_columns() and not bundle.searched]
     fields.sort(key=lambda c: FIRST.index(c) if c in FIRST else len(FIRST))
@@ -40,7 +40,7 @@ def answers(bundle: Bundle) -> list[Answer]:
     for by in fields:
         try:
             table = pairs.compare_pairs(runs, steps, by)
-        except ConfigError:  # such as a column that varies only between texts
+        except ConfigError:  # no runs form a pair, for example if each text has its own value
             continue
         heads = tuple(map(" ".join, compare.heads(table)))
         said = tuple(sentence(row, table, bundle.names) for row in table.to_dict("records"))
@@ -57,7 +57,7 @@ def _summary(table: pd.DataFrame) -> str:
 
 
 def sentence(row: Mapping[Hashable, Any], table: pd.DataFrame, names: Mapping[str, str]) -> str:
-    """Put one row of a comparison into a sentence: how the runs of both arms ended, and the verdicts."""
+    """Describe one row of a comparison in a sentence: how runs of the baseline and of the arm ended, and verdicts."""
     by = str(row["by"])
     cells = {str(c): row[c] for c in table.columns if c not in pairs.RESULTS}
     place = grid.title({c: native(c, v) for c, v in cells.items()}, names)
@@ -90,7 +90,7 @@ def _ends(row: Mapping[Hashable, Any], arm: str) -> str:
 
 
 def _verdict(row: Mapping[Hashable, Any]) -> str:
-    """Describe the verdicts on an arm and the baseline: on shares of failed runs, and on losses if compared."""
+    """Describe the verdicts on the shares of failed runs and, if losses were compared, on the difference of losses."""
     said = []
     if not math.isnan(p := row["failed_holm"]):
         differ = "the shares differ" if p <= inference.ALPHA else f"the shares: {row['failed_verdict']}"

@@ -1,4 +1,4 @@
-"""Describe a page's charts in Altair, and compile them to Vega specifications, which page.js fills with numbers."""
+"""Describe a page's charts in Altair, and compile the charts to Vega specifications. page.js adds the numbers."""
 
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import altair as alt
 import vl_convert
 
-VEGA_LITE = "6.4"  # the version that Altair uses; vl-convert contains several
-GREY = "#666666"  # as in normstudy/figures, which takes a second to import
+VEGA_LITE = "6.4"  # Altair's version; vl-convert contains several versions
+GREY = "#666666"  # copied from figures/style.py, which takes a second to import
 TEXT = "currentColor"  # the page's text color, whose contrast is tested
 LOG_STEP = alt.X(
     "x:Q", title="step + 1", scale=alt.Scale(type="log", nice=False), axis=alt.Axis(format="~s", tickCount=5)
@@ -20,10 +20,10 @@ CONFIG = {
 
 
 class Compiled(NamedTuple):
-    """Hold what a page's charts need.
+    """What a page's charts need.
 
-    specs: chart -> Vega specification with empty data sets, which page.js fills by name. library: JavaScript of Vega
-    and Vega-Embed; it sets window.vegaEmbed. versions: the versions of Altair, vl-convert and Vega, as text.
+    specs: chart -> Vega specification with empty data sets, which page.js fills by name. library: the JavaScript of
+    Vega and Vega-Embed, which sets window.vegaEmbed. versions: the versions of Altair, vl-convert and Vega, as text.
     """
 
     specs: dict[str, dict[str, Any]]
@@ -45,7 +45,7 @@ def compiled() -> Compiled:
 
 
 def _silent(part: dict[str, Any]) -> dict[str, Any]:
-    """Hide a chart's parts from screen readers, which would list them without names. The page describes the chart."""
+    """Hide a chart's parts, which have no names, from screen readers. The page's text describes the chart."""
     for kind in ("marks", "axes", "legends"):
         part[kind] = [_silent({**one, "aria": False}) for one in part.get(kind, [])]
     return {key: value for key, value in part.items() if value != []}
@@ -73,7 +73,7 @@ def _loss() -> alt.LayerChart:
 
 
 def _map() -> alt.LayerChart:
-    scale = alt.Scale(type="log", scheme="cividis", nice=False, zero=False)  # as in the figure heatmap
+    scale = alt.Scale(type="log", scheme="cividis", nice=False, zero=False)  # the colors of the figure heatmap
     color = alt.Color("value:Q", title=None, scale=scale, legend=alt.Legend(format=".2~g", gradientLength=200))
     layer = alt.Y("layer:O", title="layer", sort="descending")
     cells = alt.Chart(alt.NamedData("map")).mark_rect()
@@ -83,7 +83,7 @@ def _map() -> alt.LayerChart:
 
 
 def _lines(name: str, title: str) -> alt.LayerChart:
-    """Return lines over the layers: a thin one for each run, and a bold one for their geometric mean."""
+    """Return lines over the layers: a thin line for each run, and a bold line for the geometric mean of the runs."""
     scale = alt.Scale(type="log", zero=False, nice=False, padding=5)
     x = alt.X("x:Q", title=title, axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False, zero=False))
     y = alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(format=".2~g"))

@@ -1,4 +1,4 @@
-"""Make the page of one or more studies, for a notebook to show or to write to a file."""
+"""Make the page of one or more studies. A notebook can show the page or write it to a file."""
 
 import contextlib
 import html
@@ -18,14 +18,14 @@ from normstudy.study import files
 if TYPE_CHECKING:
     from normstudy.report.charts import Compiled
 
-MOST_NAME = 100  # longest name of a file that is named after several studies, in letters
+MOST_NAME = 100  # letters in the longest name of a file that is named after several studies
 NEEDS = ("altair", "jinja2", "vl_convert")  # what the extra `report` installs
 _known: list["Compiled"] = []  # the compiled charts, after this process has made its first page
 
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """Hold a page, which a notebook shows in a frame. html: the whole page."""
+    """A page, which a notebook shows in a frame. html: the text of the whole page."""
 
     folders: tuple[Path, ...]
     runs: int
@@ -34,8 +34,8 @@ class Report:
     def save(self, path: Path | str | None = None) -> Path:
         """Write the page to `path`, by default report.html in the study's folder, and return the path.
 
-        By default, the page of several studies gets their names, and lies in the parent of the first study's folder.
-        Raises ConfigError if the file cannot be written.
+        By default, a page of several studies is named after all the studies, and is written into the folder that
+        contains the first study's folder. Raises ConfigError if the file cannot be written.
         """
         folder = self.folders[0]
         names = "+".join(one.resolve().name for one in self.folders)[:MOST_NAME]
@@ -61,9 +61,9 @@ class Report:
 
 
 def report(folders: Sequence[Path | str], where: Where = ()) -> Report:
-    """Make the page of one study or more. where: which runs it shows (see `select`).
+    """Make the page of one study or more. where: which runs the page shows (see `select`).
 
-    Raises ConfigError as `read.read` does, and if a library of the extra `report` is not installed.
+    Raises ConfigError if `read.read` does, or if a library of the extra `report` is not installed.
     """
     if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
         raise ConfigError(f"a report needs {', '.join(missing)}: pip install 'normstudy[report]'")
@@ -90,7 +90,7 @@ def _compile(pipe: Connection) -> None:
 
 
 def _compiled(child: Child | None) -> "Compiled":
-    """Return the charts, which are equal on all pages: of an earlier page, from the child process, or compiled here."""
+    """Return the charts of an earlier page or of the child process, or compile them. All pages have equal charts."""
     with contextlib.suppress(EOFError, OSError):
         if child is not None:
             _known.append(child.pipe.recv())

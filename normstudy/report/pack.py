@@ -1,8 +1,8 @@
 """Pack the numbers behind a page's charts into text: each run's losses and norms, at as many steps as fit.
 
-A number with three significant digits becomes a little-endian uint16: (decade - LOWEST) * 900 + the three digits - 100
-+ len(SPECIAL). A number in SPECIAL becomes its index. page.js decodes them. The text is base64, not compressed, because
-builds of zlib write different bytes.
+A number is rounded to three significant digits, and becomes the little-endian uint16 (decade - LOWEST) * 900 + digits -
+100 + len(SPECIAL). A number in SPECIAL becomes its index in SPECIAL. The integers become base64 text, which page.js
+decodes. The text is not compressed, because different builds of zlib write different bytes.
 """
 
 import base64
@@ -21,21 +21,21 @@ from normstudy.study.parquet import Ints
 from normstudy.study.schema import MODULES
 
 QUANTITIES = ("grad_norm", "update_ratio")  # columns of `modules` that a page shows
-BYTES, MANY, BYTES_OF_A_RUN = 1_250_000, 700, 6_300  # limit of packed text: per page, or per run if it has > MANY runs
-SPECIAL = (math.nan, 0.0, math.inf, 1e-36)  # codes 0 to 3; 1e-36 stands for every smaller positive number
+BYTES, MANY, BYTES_OF_A_RUN = 1_250_000, 700, 6_300  # limit of text: of a page, or of a run on a page of > MANY runs
+SPECIAL = (math.nan, 0.0, math.inf, 1e-36)  # codes 0 to 3; every positive number below 1e-36 gets code 3
 LOWEST, MOST = -36, 9.995e35  # the lowest decade, and the smallest number that counts as infinite
-TIE = 1e-6  # closer than this to a half, the error of a division could decide how a number is rounded
+TIE = 1e-6  # a division's error could change how digits are rounded that are this close to a half
 LOSSES = 85  # steps of a loss curve, on a logarithmic grid
-LADDER = (80, 60, 40, 30, 24, 16, 12, 8)  # limits of probed steps per run, tried in order if all steps are too many
+LADDER = (80, 60, 40, 30, 24, 16, 12, 8)  # if all probed steps are too many, these limits per run are tried in order
 
 Known = defaultdict[tuple[Any, ...], int]  # list -> its index; a new list gets the next index
 
 
 class Numbers(NamedTuple):
-    """Hold what page.js reads.
+    """What page.js reads.
 
-    grids: lists of steps; layouts: lists of (module, layer or None). runs: key of a run -> its texts from `pack` and
-    the indices of their grids and layout. probes: the largest number of probed steps shown per run, or None for all.
+    grids: lists of steps. layouts: lists of (module, layer or None). runs: a run's key -> the run's texts from `pack`,
+    and indices into `grids` and `layouts`. probes: the most probed steps that a run shows, or None for all steps.
     """
 
     grids: list[tuple[int, ...]]
@@ -75,7 +75,7 @@ def collect(bundle: Bundle) -> Numbers:
 
 
 def _losses(rows: pd.DataFrame, final: np.ndarray[Any, Any], grids: Known) -> dict[str, Any]:
-    """Return a run's training losses, as trailing means, and its validation losses. final: n_steps, final_val_loss."""
+    """Pack a run's trailing means of training losses, and its validation losses. final: n_steps, final_val_loss."""
     out: dict[str, Any] = {}
     good = rows[np.isfinite(rows["train_loss"])]
     if len(good):
@@ -90,20 +90,20 @@ def _losses(rows: pd.DataFrame, final: np.ndarray[Any, Any], grids: Known) -> di
 
 
 def _choose(sizes: list[tuple[int, int, int]], limit: int) -> tuple[int | None, tuple[str, ...]]:
-    """Return how many probed steps per run and which quantities to show, so that the text has at most `limit` bytes.
+    """Choose how many probed steps per run and which quantities fit into a text of `limit` bytes.
 
     sizes: for each run, the numbers of probed steps, of rows of `modules`, and of rows of `residual`.
     """
     for quantities in (QUANTITIES, QUANTITIES[:1]):
         for probes in (None, *LADDER):
             numbers = sum((len(quantities) * m + p) * min(probes or n, n) // n for n, m, p in sizes)
-            if numbers * 8 / 3 <= limit:  # a number has two bytes; base64 makes four of three bytes
+            if numbers * 8 / 3 <= limit:  # a number has two bytes, and base64 turns three bytes into four
                 return probes, quantities
     return LADDER[-1], QUANTITIES[:1]
 
 
 def pack(values: Floats) -> str:
-    """Return numbers as text. Negative numbers count as missing, like NaN, and 1e36 and more as infinite."""
+    """Return numbers as text. Negative numbers become NaN, and numbers that round to 1e36 or more become infinite."""
     values = np.asarray(values, np.float64)
     plain = np.isfinite(values) & (values >= SPECIAL[3]) & (values < MOST)
     out = np.select([values == 0, values >= MOST, (values > 0) & (values < SPECIAL[3])], [1, 2, 3], 0)
@@ -126,12 +126,12 @@ def loss_steps(last: int) -> Ints:
 
 @functools.cache
 def thinned(every: tuple[int, ...], limit: int) -> Ints:
-    """Return at most `limit` of the steps, with the first and the last, evenly spaced in the logarithm of step + 1."""
+    """Return at most `limit` steps of `every`, evenly spaced in the logarithm of step + 1. Include both ends."""
     steps = np.array(every, np.int64)
     if len(steps) <= limit:
         return steps
     kept = steps[[0, -1]]
-    for points in range(limit, 10 * limit):  # more points than steps, as points can share their nearest step
+    for points in range(limit, 10 * limit):  # more points than steps: two points can have one nearest step
         wanted = np.geomspace(1, steps[-1] + 1, points) - 1
         near = np.unique(np.abs(steps[None] - wanted[:, None]).argmin(axis=1))
         if len(near) > limit:

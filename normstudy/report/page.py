@@ -1,4 +1,4 @@
-"""Render the page of studies as HTML that needs no network."""
+"""Render a page as HTML that needs no network."""
 
 import base64
 import io
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from normstudy.report.charts import Compiled
 
 TEMPLATES = Path(__file__).parent / "templates"
-STATES = (*style.OUTCOME_MARKERS, CRASHED, UNFINISHED)  # each has a symbol in page.html
-PICTURES = ("headline", "gradient_profile", "critical_depth", "critical_curve")  # shown if there is no JavaScript
+STATES = (*style.OUTCOME_MARKERS, CRASHED, UNFINISHED)  # page.html has a symbol for each state
+PICTURES = ("headline", "gradient_profile", "critical_depth", "critical_curve")  # shown without JavaScript
 PICTURE_DPI = 110
-VERSIONS = ("torch", "python", "cpu_capability", "device", "numerics", "git_commit")  # columns on what trained the runs
+VERSIONS = ("torch", "python", "cpu_capability", "device", "numerics", "git_commit")  # what trained a run
 
 
 def render(bundle: Bundle, where: Where, compiled: Callable[[], "Compiled"]) -> str:
-    """Return the page as HTML text. compiled: waits for the charts, so it is called last."""
+    """Return the page as HTML text. compiled: returns the charts. It is called last, because it may wait."""
     numbers = collect(bundle)
     data = _data(bundle, numbers)
     pictures = _pictures(bundle, where)
@@ -62,7 +62,7 @@ def render(bundle: Bundle, where: Where, compiled: Callable[[], "Compiled"]) -> 
 
 
 def _json(value: object) -> Markup:
-    """Return JSON in which an HTML parser finds no markup."""
+    """Return JSON text in which an HTML parser finds no markup."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e"))
 
@@ -96,7 +96,7 @@ def _data(bundle: Bundle, numbers: Numbers) -> dict[str, Any]:
 
 
 def _map(bundle: Bundle) -> dict[str, Any]:
-    """Return the map of outcomes: column heads, and rows of cells. Each row has its own text values and depth."""
+    """Return the map of outcomes: column heads, and rows of cells. Text values and depth are equal within a row."""
     down = [c for c in bundle.fields if KINDS.get(c) is str or c == "n_layers"]
     across = [c for c in bundle.fields if c not in down]
     if not across and len(down) > 1:
@@ -128,7 +128,7 @@ def _summary(bundle: Bundle, cell: Cell) -> dict[str, Any]:
 
 
 def _run_table(bundle: Bundle) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return the heads and the rows of the table of runs, each row with the run's command."""
+    """Return the heads and the rows of the table of runs. Each row contains the run's command."""
     several = len(bundle.sources) > 1
     columns = (*bundle.fields, *bundle.searched)
     rows = []
@@ -154,12 +154,12 @@ def _distinct(column: "pd.Series[Any]") -> str:
 
 
 def _pictures(bundle: Bundle, where: Where) -> list[tuple[str, str]]:
-    """Return (alternative text, data URI) of the PICTURES of each study, with few colors to keep the page small."""
+    """Return (alternative text, data URI) of each study's PICTURES, with few colors to keep the page small."""
     found = []
     for source in bundle.sources:
         try:
             study = drawn.load(source.folder, where)
-        except ConfigError:  # there is no finished run
+        except ConfigError:  # the study has no finished run
             continue
         with style.rc():
             for name in PICTURES if source.search else PICTURES[:2]:

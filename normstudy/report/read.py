@@ -1,4 +1,4 @@
-"""Read the studies of a page: their runs without repetitions, the cells of runs, and each study's question."""
+"""Read the studies of a page: the runs without repetitions, the cells of runs, and each study's question."""
 
 import hashlib
 import re
@@ -27,10 +27,10 @@ CRASHED, UNFINISHED = "crashed", "running"  # states of runs without an outcome,
 
 
 class Source(NamedTuple):
-    """Hold what a page shows of one study besides its runs.
+    """What a page shows of one study besides the study's runs.
 
-    question: from experiments/<study>.md, or "". commands: those of the study's sweeps, without repetitions. critical:
-    the table that `normstudy critical` prints, or "". lacks: warnings of missing rows.
+    question: from experiments/<study>.md, or "". commands: the commands of the study's sweeps, without repetitions.
+    critical: the table that `normstudy critical` prints, or "". lacks: warnings of missing rows.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Source(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """Hold runs that differ only in their seeds or in values that a search chose. rows: their rows in `Bundle.runs`."""
+    """Runs that differ only in their seeds or in values that a search chose. rows: the runs' rows in `Bundle.runs`."""
 
     place: dict[str, Value]
     title: str
@@ -51,13 +51,13 @@ class Cell(NamedTuple):
 
 
 class Bundle(NamedTuple):
-    """Hold the studies of a page.
+    """The studies of a page.
 
-    runs: a row for each run, with the columns of `load.load` and four others: `key` is unique over the studies, `of` is
-    the study's index in `sources`, `state` is the outcome or, without one, CRASHED, UNFINISHED or UNJUDGED, and `also`
-    has the indices of later studies that contain the same run. steps, modules, residual: tables of `load.load`, with
-    the column key. fields: the columns that define a cell. searched: the columns whose values a search chose. names:
-    long name -> short name.
+    runs: a row for each run, with the columns of `load.load` and the columns `key`, `of`, `state` and `also`. No two
+    runs of the page have the same `key`. `of` is the study's index in `sources`. `state` is the outcome, or CRASHED,
+    UNFINISHED or UNJUDGED if the run has no outcome. `also` contains the indices of later studies with the same run.
+    steps, modules, residual: the tables of `load.load`, with the column key. fields: the columns that define a cell.
+    searched: the columns whose values a search chose. names: long name -> short name.
     """
 
     sources: tuple[Source, ...]
@@ -72,7 +72,7 @@ class Bundle(NamedTuple):
 
 
 def read(folders: Sequence[Path], where: Where = ()) -> Bundle:
-    """Read studies. Raises ConfigError if a folder is not a study or is given twice, or if there is no run."""
+    """Read studies. Raises ConfigError if a folder is not a study or is given twice, or if no run is found."""
     found, sources = [], []
     for i, folder in enumerate(folders):
         with warnings.catch_warnings(record=True) as warned:
@@ -102,7 +102,7 @@ def read(folders: Sequence[Path], where: Where = ()) -> Bundle:
 
 
 def _distinct(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
-    """Keep one of the runs of several studies with equal losses. Its column `also` lists the later studies."""
+    """Of runs of several studies with equal losses, keep the first study's. The column `also` lists later studies."""
     done = set(runs.loc[(runs["status"] == "done") & (runs["source"] != WATCH), "key"])
     parts = steps[steps["key"].isin(done)].groupby("key")[["train_loss", "val_loss"]]
     losses = {key: hashlib.sha256(rows.to_numpy().tobytes()).hexdigest() for key, rows in parts}
@@ -114,7 +114,7 @@ def _distinct(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cells(runs: pd.DataFrame, fields: Sequence[str], names: dict[str, str]) -> tuple[Cell, ...]:
-    """Return the cells, sorted by the values of the first field, then by those of the second field, and so on."""
+    """Return the cells, sorted by the values of the first field, then by the values of the second field, and so on."""
     order = {c: values(runs, c) for c in fields}
     found = [
         Cell(place, grid.title(place, names) or "every run", tuple(part.sort_values(["seed", "key"]).index))
@@ -133,13 +133,13 @@ def _source(folder: Path, lacks: tuple[str, ...], where: Where) -> Source:
     found = re.search(r"^\*\*Question\.\*\* (.+?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
     question = printable(" ".join(found[1].split())) if found else ""
     settings = kept.read(folder)
-    # The values depend on all runs of this study, including those that the page shows only in an earlier study.
+    # Critical values depend on all runs of this study, also on runs that the page shows only in an earlier study.
     critical = "" if settings is None else answer.render(*answer.critical_values(folder, where))
     return Source(name, folder, question, _commands(folder, text), settings, critical, lacks)
 
 
 def _commands(folder: Path, text: str) -> tuple[str, ...]:
-    """Return the recorded commands of a study's sweeps. If there are none, return the command in its page, `text`."""
+    """Return recorded commands of a study's sweeps. Without records, return the command in `text`, the study's page."""
     recorded = []
     for path in records.paths_of(folder):
         try:
@@ -152,14 +152,14 @@ def _commands(folder: Path, text: str) -> tuple[str, ...]:
 
 
 def command_of(run: "pd.Series[Any]") -> str:
-    """Return the command that trains a run again, in the study `again`. run: the row in the table `runs`."""
+    """Return the command that trains a run again, into the study `again`. run: the run's row in the table `runs`."""
     if run["source"] == WATCH:
         return "# recorded by normstudy.watch"
     base, said = cfg.asked(cfg.RunConfig()), ["normstudy", "run", "study=again"]
     place = {column: native(column, run[column]) for column in cfg.dotted_keys() if column != "study"}
     for column, key in cfg.dotted_keys().items():
         group, _, leaf = key.rpartition(".")
-        # If a group is not the default, its config file may change other values too, so the command names all of them.
+        # The config file of a group that is not the default may change any value of the group: all are written out.
         chosen = group in place and place[group] != base[group] and place[column] is not None
         if column == "study" or (column == "data_seed" and place[column] == place["seed"]):
             continue
