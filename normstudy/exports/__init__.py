@@ -1,1 +1,1 @@
-"""Write the tables of a study in the formats of other tools: `normstudy export`."""
+"""Implement `normstudy export`: write the tables of a study in the formats of other tools."""

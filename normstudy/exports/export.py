@@ -1,4 +1,4 @@
-"""Implement `normstudy export`: write the tables of a study in the format of another tool, all or nothing."""
+"""Check the options of `normstudy export`, write the export, and remove everything if writing fails."""
 
 import contextlib
 import importlib
@@ -14,18 +14,18 @@ from normstudy.errors import ConfigError
 from normstudy.exports.source import choose
 from normstudy.study import files, paths, tables
 
-# Each format has a module named after its library, such as to_wandb. The module's function write(source, target,
-# scratch) creates the file or folder `target`, and may use the empty folder `scratch` for temporary files.
+# Each format has a module whose name contains the format's library, such as to_wandb. The module's function
+# write(source, target, scratch) creates the file or folder `target`. Its temporary files go into the folder `scratch`.
 FORMATS = ("csv", "tensorboard", "wandb-offline", "duckdb")
 
 
 def export_study(study: Path, *, to: str, out: Path | None, where: Where, join: bool = False) -> str:
     """Write runs of a study in the format `to`. Return a text that says what was written and how to open the result.
 
-    out: the file or folder to create, by default STUDY/export/TO. where: see `select`. join: whether to add columns of
-    `runs` to the other tables, as `load(join=True)` does. Raises ConfigError if the format is unknown, has no tables to
-    `join` or needs a missing library, if `out` exists or cannot be written, if the folder is not a study, and if
-    `where` selects no run.
+    out: the file or folder to create, by default STUDY/export/TO. where: which runs to write (see `select`). join:
+    whether to add columns of `runs` to all other tables, as `load(join=True)` does. Raises ConfigError if the format is
+    unknown, if the format has no tables to `join`, if the format needs a missing library, if `out` exists or cannot be
+    written, if the folder is not a study, or if `where` selects no run.
     """
     cfg.one_of("--to", to, FORMATS, {"wandb": "wandb-offline"})
     if join and to not in ("csv", "duckdb"):  # formats that consist of tables
@@ -35,7 +35,7 @@ def export_study(study: Path, *, to: str, out: Path | None, where: Where, join: 
     check_free(out)
     paths.check_outside_of_studies(out, "another --out")
     library = to.removesuffix("-offline")
-    try:  # only now, because the library is optional and slow to import
+    try:  # imported late, because the library is optional and slow to import
         module = importlib.import_module(f"normstudy.exports.to_{library}")
     except ImportError as error:
         what = f"--to {to} needs a library that cannot be imported ({error}): pip install {library}"
@@ -48,7 +48,7 @@ def export_study(study: Path, *, to: str, out: Path | None, where: Where, join: 
 
 
 def _opens(to: str, out: Path) -> str:
-    """Return the command that opens the result."""
+    """Return the command that opens the export."""
     duckdb = f"import duckdb; study = duckdb.connect({str(out)!r}, read_only=True); print(study.sql('from runs'))"
     return {
         "csv": "python -c " + quote(f"import pandas; print(pandas.read_csv({str(out / 'runs.csv')!r}))"),
@@ -65,7 +65,7 @@ def check_free(out: Path) -> None:
 
 @contextlib.contextmanager
 def placed(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield a path to write and an empty folder. At the end, rename the path to `out`; on error, remove both."""
+    """Yield a path to write, and an empty folder. At the end, rename the path to `out`. On error, remove everything."""
     above = [folder for folder in out.parents if not folder.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def placed(out: Path) -> Iterator[tuple[Path, Path]]:
             for path in [part / "new", *(part / "new").rglob("*")]:
                 if not path.is_symlink():
                     files.fsync(path)
-            check_free(out)  # again, because os.rename would replace an `out` that another process has just created
+            check_free(out)  # os.rename would replace an `out` that another process has created since
             os.rename(part / "new", out)
             files.fsync(out.parent)
     except BaseException as error:

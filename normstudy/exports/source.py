@@ -1,4 +1,4 @@
-"""Select the runs to export, read their rows run by run to save memory, and add the columns of `normstudy.load`.
+"""Select the runs to export, read one run after another to save memory, and add the columns of `normstudy.load`.
 
 Experiment trackers get the numbers of a run's steps under names such as train_loss, grad_norm/layer 0/attn_in,
 grad_norm/embed and residual_rms/layer 0. A slash makes a tracker put the number into a group.
@@ -21,7 +21,7 @@ from normstudy.study import parquet, tables, whole
 from normstudy.study.schema import COMPACTED_FILE, FLOAT_TYPE, SCHEMA_FILE, SCHEMAS, SERIES, SORT, plain_schema, run_of
 
 JUDGED = ["run_id", "step", "train_loss", "val_loss"]  # columns of `steps` on which outcomes depend
-RUNS_AT_ONCE = 8  # runs whose outcomes are computed together; one by one takes pandas much longer
+RUNS_AT_ONCE = 8  # outcomes are computed for this many runs at once, because pandas is much slower run by run
 # For each table: the columns that `normstudy.load` derives.
 DERIVED = {
     "runs": pa.schema([("outcome", pa.string()), ("gap_closed", pa.float64()), ("bits_per_byte", pa.float64())]),
@@ -31,14 +31,14 @@ DERIVED = {
 
 
 class Source(NamedTuple):
-    """The part of a study to export. runs: sorted by run_id. joined: columns of these runs to add to other tables."""
+    """The part of a study to export. runs: sorted by run_id. joined: columns of `runs` to add to all other tables."""
 
     study_dir: Path
     runs: pa.Table
     joined: pa.Table
 
     def rows(self, table: str) -> Iterator[pa.Table]:
-        """Yield a table's selected rows, sorted by run_id. `runs` is yielded as a whole, other tables run by run."""
+        """Yield a table's selected rows, sorted by run_id: all rows of `runs` at once, and other tables run by run."""
         if table == "runs":
             yield self.runs
             return
@@ -59,7 +59,7 @@ class Source(NamedTuple):
 
 
 def choose(study_dir: Path, where: Where, *, join: bool = False) -> Source:
-    """Select the runs to export. join: as in `load`. Raises ConfigError without runs or for bad run_ids."""
+    """Select the runs to export. join: as in `load`. Raises ConfigError if there is no run, or if a run_id is bad."""
     began = tables.runs_with_windows(study_dir)
     pieces = (piece for path in _files(study_dir, "runs") for piece in _pieces("runs", path))
     content = pa.concat_tables([SCHEMAS["runs"].empty_table(), *pieces]).sort_by("run_id")
@@ -67,7 +67,7 @@ def choose(study_dir: Path, where: Where, *, join: bool = False) -> Source:
         raise ConfigError(f"{study_dir} has no runs to export: start its sweep")
     tables.warn_of_lost(study_dir, began.difference(content["run_id"].to_pylist()))
     chosen = select(tell_sources_apart(content.to_pandas()), where)
-    for name in map(str, chosen["run_id"]):  # a slash could make a tool write into another folder
+    for name in map(str, chosen["run_id"]):  # a run_id with a slash could make a tool write into another folder
         if not name.isprintable() or name in ("", ".", "..") or {"/", "\\"} & set(name):
             what = f"has a run_id that cannot be a file name, {name!r}: run normstudy check {study_dir}"
             raise ConfigError(f"{study_dir} {what}")
@@ -80,15 +80,15 @@ def choose(study_dir: Path, where: Where, *, join: bool = False) -> Source:
     chosen = load.derive(chosen, found)
     runs = content.take(pa.array(chosen.index))
     derived = pa.Table.from_pandas(chosen, pa.schema([*runs.schema, *DERIVED["runs"]]), preserve_index=False)
-    for f in DERIVED["runs"]:  # other columns stay as stored: in `derived`, NaN is null and names of blocks have hashes
+    for f in DERIVED["runs"]:  # `derived` has null for NaN, and hashes in names of blocks: use only its new columns
         runs = runs.append_column(f, derived[f.name])
     return Source(study_dir, runs, derived.select(load.joined_columns(chosen) if join else []))
 
 
 def by_run(study_dir: Path, table: str, runs: pa.Table) -> Iterator[pa.Table]:
-    """Yield each run's rows of a table, in the order of `runs`. If rows of a run are missing, yield none, and warn.
+    """Yield each run's rows of a table, in the order of `runs`. If rows of a run are missing, warn and yield none of them.
 
-    Only one run and one row group are in memory at a time.
+    At any time, only one run and one row group are in memory.
     """
     own: dict[str, list[Path]] = {}
     values = zip(*(runs[column].to_pylist() for column in whole.COLUMNS), strict=True)
@@ -145,7 +145,7 @@ def _pieces(table: str, path: Path) -> Iterator[pa.Table]:
 
 @contextlib.contextmanager
 def _present(path: Path) -> Iterator[None]:
-    """Raise ConfigError if the file that the `with` block reads is missing, because a compaction moved it."""
+    """Raise ConfigError if a file that the `with` block reads is missing. A compaction must have moved the file."""
     try:
         yield
     except FileNotFoundError:
@@ -167,7 +167,7 @@ class ExportedRun(NamedTuple):
     steps: dict[int, dict[str, float]]  # step -> name -> number, sorted by step; nulls are left out
 
     def time(self, step: int) -> float:
-        """Estimate when a step ended, in seconds since 1970, as if all steps took equally long, or 1 s if unknown."""
+        """Estimate when a step ended, in seconds since 1970, as if all steps took equally long, or 1 s without times."""
         start, end = self.row["started_at"], self.row["finished_at"]
         if start is None:
             return step + (end.timestamp() if end else 0.0)
@@ -176,7 +176,7 @@ class ExportedRun(NamedTuple):
 
 
 def runs_of(source: Source, what: str) -> Iterator[ExportedRun]:
-    """Yield the runs one by one; on a terminal, a progress bar shows `what` and the time left."""
+    """Yield the runs one by one. On a terminal, a progress bar shows `what` and the time left."""
     series = zip(*(source.rows(table) for table in SERIES), strict=True)
     rows = (row for batch in source.runs.to_batches(1) for row in batch.to_pylist())
     runs = zip(rows, series, strict=True)
@@ -188,7 +188,7 @@ def _by_step(*series: pa.Table) -> dict[int, dict[str, float]]:
     """Return step -> name -> number from one run's rows in `steps`, `modules` and `residual`."""
     found: dict[int, dict[str, float]] = {}
     for rows, names in zip(series, NAMES, strict=True):
-        places = [""] * rows.num_rows  # each row's layer and module, if it has any
+        places = [""] * rows.num_rows  # layer and module of each row, if known
         for column, prefix in (("layer", "/layer "), ("module", "/")):
             values = rows[column].to_pylist() if column in rows.column_names else [None] * rows.num_rows
             places = [p if v is None else f"{p}{prefix}{v}" for p, v in zip(places, values, strict=True)]

@@ -1,4 +1,4 @@
-"""Export to CSV, one file per table: floats with full precision, nulls as empty cells, NaN and inf as text."""
+"""Export to CSV, one file per table. Floats have full precision, nulls are empty cells, NaN and inf are text."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
 
 
 def harmless(rows: pa.Table) -> pa.Table:
-    """Escape control characters, and put a quote before each text that a spreadsheet would run as a formula."""
+    """Escape control characters. Put a quote before text that a spreadsheet would run as a formula."""
     for i, f in enumerate(rows.schema):
         if pa.types.is_string(f.type):
             text = pc.replace_substring_regex(rows.column(i), FORMULA, r"'\1")

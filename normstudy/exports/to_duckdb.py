@@ -1,7 +1,7 @@
 """Export to DuckDB: write one database file with the four tables.
 
-The types are as in Parquet, except that `run_id` and `module` are VARCHAR. DuckDB could read the Parquet files itself
-in half the time, but it would not verify the checksums, so a flipped bit would become a wrong number.
+Columns have the types of Parquet, except that `run_id` and `module` are VARCHAR. DuckDB could read the Parquet files
+itself in half the time. But DuckDB does not verify checksums: a damaged file could become wrong numbers.
 """
 
 import os
@@ -17,19 +17,19 @@ from normstudy.study import files, schema
 
 SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "memory_limit": "500MB",  # by default, DuckDB uses most of the machine's memory
-    "storage_compatibility_version": "v0.10.2",  # oldest DuckDB version that can read the file; the default is newer
+    "storage_compatibility_version": "v0.10.2",  # oldest DuckDB version that can read the file
 }
 
 
 def write(source: Source, target: Path, scratch: Path) -> None:
-    """Write the database file. Raises ConfigError if DuckDB fails, OSError if the disk fails."""
+    """Write the database file. Raises ConfigError if DuckDB fails, and OSError if the disk fails."""
     failed: list[BaseException] = []
 
     def batches(table: str) -> Iterator[pa.RecordBatch]:
         try:
             for rows in source.rows(table):
                 yield from rows.to_batches()
-        except BaseException as error:  # keep the error, because DuckDB will raise another one instead
+        except BaseException as error:  # DuckDB will raise another error in place of this error
             failed.append(error)
             raise
 
@@ -44,10 +44,10 @@ def write(source: Source, target: Path, scratch: Path) -> None:
     except Exception as error:
         if failed:
             raise failed[0] from None
-        if not isinstance(error, duckdb.Error | RuntimeError):  # RuntimeError: the path is not UTF-8
+        if not isinstance(error, duckdb.Error | RuntimeError):  # DuckDB raises RuntimeError if the path is not UTF-8
             raise
         line = str(error).partition("\n")[0]
-        for number in files.REMEDIES:  # DuckDB's error has no errno, but ends with the system's message
+        for number in files.REMEDIES:  # DuckDB's error has no errno, but its text ends with the system's message
             if line.endswith(os.strerror(number)):
                 raise OSError(number, os.strerror(number)) from error
         raise ConfigError(f"duckdb cannot write the database ({line}): choose another --out or --to") from error

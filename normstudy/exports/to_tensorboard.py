@@ -1,6 +1,6 @@
-"""Export to TensorBoard: one folder per run, named by its run_id, with one event file.
+"""Export to TensorBoard: one folder per run, which is named by the run_id and contains one event file.
 
-Event times are estimated (see ExportedRun.time). The same study gives the same events.
+Event times are estimated (see ExportedRun.time). A study always gives the same events.
 """
 
 from collections.abc import Iterator
@@ -32,10 +32,10 @@ def write(source: Source, target: Path, scratch: Path) -> None:
 
 
 def events(run: ExportedRun, begin: float) -> Iterator[Event]:
-    """Yield a run's events: format version, its row of `runs` as a text, hyperparameters, then one event per step."""
+    """Yield a run's events: the format's version, its row of `runs` as text, its config, and one event per step."""
     row = {name: value for name, value in run.row.items() if value is not None}
     asked = {name: row[name] for name in (*cfg.asked_types(), *DERIVED["runs"].names) if name in row}
-    # Between backquotes, Markdown shows a value literally.
+    # Markdown shows a value between backquotes literally.
     cells = [(name, "`" + " ".join(str(value).split()).replace("`", "'") + "`") for name, value in row.items()]
     table = markdown_table(("column", "value"), cells, compact=True)
     yield Event(wall_time=begin, file_version="brain.Event:2")

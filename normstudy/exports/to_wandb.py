@@ -1,8 +1,8 @@
 """Export to Weights & Biases: a folder of offline runs for `wandb sync`, written by the wandb library. Nothing is sent.
 
-wandb runs in a separate process (wandb_child.py) without the user's WANDB_ variables, settings files and caches, so
-that wandb does not log in and ignores settings such as WANDB_MODE=online. The only facts about this machine in
-a run's file are the operating system, the kind of CPU, the versions of Python and wandb, and the time of the export.
+wandb runs in a separate process (wandb_child.py), without the user's WANDB_ variables, settings files and caches. wandb
+therefore does not log in, and ignores settings such as WANDB_MODE=online. A run's file tells only these facts about
+this machine: the operating system, the kind of CPU, the versions of Python and wandb, and the time of the export.
 """
 
 import contextlib
@@ -19,17 +19,17 @@ from normstudy import config as cfg
 from normstudy.errors import ConfigError
 from normstudy.exports.source import DERIVED, ExportedRun, Source, runs_of
 
-# Check for wandb without importing it. A plain folder named wandb, such as one with wandb's runs, has no origin.
+# Check for wandb without importing it. A folder named wandb that is no package, such as wandb's runs, has no origin.
 if getattr(find_spec("wandb"), "origin", None) is None:
     raise ImportError("No module named 'wandb'")
 
 CHILD = Path(__file__).with_name("wandb_child.py")
 SUMMARY = ("status", *DERIVED["runs"].names, "final_val_loss", "final_train_loss", "nonfinite_step", "wall_time_s")
-SECONDS_TO_END = 30.0  # the process is killed if it runs this long after the end of its input
+SECONDS_TO_END = 30.0  # a process that runs this long after its input has ended is killed
 
 
 def write(source: Source, target: Path, scratch: Path) -> None:
-    """Write the folder of offline runs. Raises ConfigError if wandb fails, OSError if the disk fails."""
+    """Write the folder of offline runs. Raises ConfigError if wandb fails, and OSError if the disk fails."""
     target.mkdir()
     with _child(target, scratch) as stdin:
         for run in runs_of(source, "wandb"):
@@ -39,7 +39,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
 
 def offline_run(run: ExportedRun) -> dict[str, object]:
     """Convert a run to plain values for wandb_child.py, which does not import normstudy. Times are estimated."""
-    config = {name: run.row[name] for name in cfg.asked_types() if name != "data_path"}  # it is of this machine
+    config = {name: run.row[name] for name in cfg.asked_types() if name != "data_path"}  # a path on this machine
     name, study, status = (run.row[column] for column in ("run_id", "study", "status"))
     init = {"id": name, "name": name, "project": study, "tags": [status], "config": config}
     return {
@@ -52,22 +52,22 @@ def offline_run(run: ExportedRun) -> dict[str, object]:
 
 @contextlib.contextmanager
 def _child(target: Path, scratch: Path) -> Iterator[IO[bytes]]:
-    """Yield the stdin of the process that writes the runs; at the end, raise the process's error, if any."""
+    """Yield the stdin of the process that writes the runs. At the end, raise the process's error, if it failed."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    # In its own session, the child does not receive Ctrl-C; this process ends it. -P: nothing is imported from the
-    # current folder.
+    # The child has its own session and does not receive Ctrl-C: this process ends the child. -P: nothing is imported
+    # from the current folder.
     with subprocess.Popen(
         [sys.executable, "-P", str(CHILD), str(target.absolute())], env=env, cwd=scratch, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
     ) as process:  # fmt: skip
         assert process.stdin is not None
         try:
-            with contextlib.suppress(BrokenPipeError):  # the process ended early; its output says why
+            with contextlib.suppress(BrokenPipeError):  # the process has ended early, and its output says why
                 yield process.stdin
             output = process.communicate()[0].decode(errors="replace").strip()
         except BaseException:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=SECONDS_TO_END)  # closes the input, so the process ends
+                process.communicate(timeout=SECONDS_TO_END)  # closes the input, at which the process ends
             process.kill()
             raise
     if process.returncode or output:

@@ -47,7 +47,7 @@ def main(folder: Path) -> None:
 
 
 def check(path: Path, n_history: int) -> None:
-    """Raise an OSError if a run's file is incomplete, because wandb drops records without an error on a full disk."""
+    """Raise an OSError if a run's file is incomplete. On a full disk, wandb drops records and raises no error."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     kinds = [Record.FromString(data).WhichOneof("record_type") for data in records(path.read_bytes())]
@@ -55,13 +55,13 @@ def check(path: Path, n_history: int) -> None:
         log = path.parent / "logs" / "debug-internal.log"
         said = log.read_text(errors="replace") if log.exists() else ""
         others = (errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
-        # Without a reason in wandb's log, assume a full disk, which may have cut off the log.
+        # If wandb's log gives no reason, assume that the disk is full: a full disk may have cut off the log.
         number = next((n for n in others if os.strerror(n).lower() in said), errno.ENOSPC)
         raise OSError(number, os.strerror(number))
 
 
 def records(data: bytes) -> Iterator[bytes]:
-    """Yield the records of wandb's file, a LevelDB log that wandb cannot read itself, up to the first damaged one."""
+    """Yield the records of wandb's file, a LevelDB log, up to the first damaged record. wandb has no reader for it."""
     at, record = HEAD, b""
     while at + HEAD <= len(data):
         left = BLOCK - at % BLOCK
@@ -83,7 +83,7 @@ if __name__ == "__main__":
     # Use the system's temporary folder, because the path of wandb's socket must be short.
     with tempfile.TemporaryDirectory(prefix="normstudy-", ignore_cleanup_errors=True) as scratch:
         try:
-            # Before its import, tell wandb to work offline and to keep its caches in the folder `scratch`.
+            # Set before wandb is imported: wandb works offline and keeps its caches in the folder `scratch`.
             os.environ |= {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
             os.environ |= {f"WANDB_{kind}_DIR": scratch for kind in ("CACHE", "CONFIG", "DATA", "ARTIFACT")}
             os.environ["TMPDIR"] = tempfile.tempdir = scratch
