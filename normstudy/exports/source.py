@@ -86,7 +86,7 @@ def choose(study_dir: Path, where: Where, *, join: bool = False) -> Source:
 
 
 def by_run(study_dir: Path, table: str, runs: pa.Table) -> Iterator[pa.Table]:
-    """Yield each run's rows of a table, in the order of `runs`. If rows of a run are missing, warn and yield none of them.
+    """Yield each run's rows of a table, in the order of `runs`. If rows of a run are missing, warn and yield no rows.
 
     At any time, only one run and one row group are in memory.
     """
@@ -167,7 +167,7 @@ class ExportedRun(NamedTuple):
     steps: dict[int, dict[str, float]]  # step -> name -> number, sorted by step; nulls are left out
 
     def time(self, step: int) -> float:
-        """Estimate when a step ended, in seconds since 1970, as if all steps took equally long, or 1 s without times."""
+        """Estimate when a step ended, in seconds since 1970, as if all steps took equally long, or 1 s by default."""
         start, end = self.row["started_at"], self.row["finished_at"]
         if start is None:
             return step + (end.timestamp() if end else 0.0)

@@ -1,1 +1,1 @@
-"""Compare predictions from papers, and the claims in docs/claims.md, with measurements."""
+"""Compare predictions of papers, and the claims in docs/claims.md, with measurements."""

@@ -1,7 +1,7 @@
 """Compare the claims about pre-norm and post-norm in docs/claims.md with the committed studies.
 
-Numbers are computed from the tables of the studies alone, with 95 % intervals over seeds: a t interval for a mean, an
-exact interval for a share. A test compares what `markdown` returns with docs/claims.md.
+Numbers are computed from the tables of the studies alone. A mean has a 95 % t interval over seeds, and a share has an
+exact 95 % interval. A test compares the table that `markdown` returns with docs/claims.md.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from normstudy.analysis.pairs import compare_pairs
 from normstudy.errors import ConfigError
 from normstudy.reproductions.verdicts import exponent, judge
 
-# Study -> column -> the values that the claims compare. Every combination of values needs at least two runs.
+# Study -> column -> the values that the claims compare. A study needs two runs or more of each combination of values.
 CELLS: dict[str, dict[str, tuple[str | float, ...]]] = {
     "warmup": {"placement": ("pre", "post"), "peak_lr": (3e-3,), "warmup_steps": (0, 100)},
     "depth": {"placement": ("pre", "post"), "n_layers": (2, 4, 12), "warmup_steps": (0, 100)},
@@ -32,18 +32,18 @@ CELLS: dict[str, dict[str, tuple[str | float, ...]]] = {
     "boundary": {"placement": ("pre", "post")},
     "best": {"placement": ("pre", "post"), "peak_lr": (1e-3, 2e-3, 4e-3, 8e-3), "warmup_steps": (0, 100, 200, 400)},
 }
-MARGIN = 0.01  # nats per token: RMSNorm and LayerNorm train alike if their mean losses differ by less
+MARGIN = 0.01  # RMSNorm and LayerNorm train alike if mean losses differ by less (nats per token)
 OUTCOMES = {"failed": FAILED, "learned": ("learned",)}
 
 
 class Evidence(NamedTuple):
-    """Hold a number for or against a claim."""
+    """A number for or against a claim."""
 
     claim: str
     quantity: str
     study: str
     value: float
-    low: float  # with `high`, the 95 % interval over seeds; NaN if the number is a p value
+    low: float  # the low end of the 95 % interval over seeds, or NaN for a p value
     high: float
     seeds: int
     is_share: bool = False  # whether the number is the share of runs that have an outcome
@@ -56,7 +56,7 @@ class Evidence(NamedTuple):
 
 
 def first_to_last(modules: pd.DataFrame, step: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Divide each run's first-layer mlp_out gradient norm at `step` by its last-layer norm; NaN without this step."""
+    """Divide the first layer's mlp_out gradient norm by the last layer's, for each run at `step`. NaN: no such step."""
     rows = modules[(modules["step"] == step) & (modules["module"] == "mlp_out")]
     wide = rows.pivot_table(index="run_id", columns="layer", values="grad_norm")
     wide = wide.reindex(sorted(modules["run_id"].unique()))
@@ -64,7 +64,7 @@ def first_to_last(modules: pd.DataFrame, step: int) -> np.ndarray[tuple[int], np
 
 
 class _Study:
-    """Hold a study that has the runs listed in CELLS, and compute evidence from its tables. query: a pandas query."""
+    """A study that has the runs listed in CELLS. Methods compute evidence from its tables. query: a pandas query."""
 
     def __init__(self, results: Path, name: str) -> None:
         self.name, self.tables = name, load(results / name, join=True)
@@ -79,12 +79,12 @@ class _Study:
                 )
 
     def mean(self, claim: str, quantity: str, values: ArrayLike, *, logs: bool = False) -> Evidence:
-        """Average a quantity over seeds. values: one per seed; logs: whether `values` are the quantity's logarithms."""
+        """Average a quantity over seeds. values: one per seed. logs: whether `values` are the quantity's logarithms."""
         found = judge(quantity, np.asarray(values, np.float64), None, logs=logs)
         return Evidence(claim, quantity, self.name, found.value, found.low, found.high, found.seeds)
 
     def ratios(self, claim: str, models: str, query: str, steps: Iterable[int]) -> list[Evidence]:
-        """Average `first_to_last` over the queried runs, at each of the steps. models: words that name these runs."""
+        """Average `first_to_last` over the queried runs at each step. models: words that name the queried runs."""
         chosen, name = self.modules.query(query), f"first/last-layer gradient, {models}, step"
         return [self.mean(claim, f"{name} {step}", np.log(first_to_last(chosen, step)), logs=True) for step in steps]
 
@@ -96,18 +96,18 @@ class _Study:
         return Evidence(claim, quantity, self.name, k / n, *share_interval(k, n), n, is_share=True)
 
     def compared(self, runs: pd.DataFrame, by: str) -> dict[Any, Any]:
-        """Compare runs that differ only in the seed and in column `by`; return the one row of `compare_pairs`."""
+        """Compare runs that differ only in the seed and in the column `by`. Return the only row of `compare_pairs`."""
         (row,) = compare_pairs(runs, self.tables.steps, by, margin=MARGIN).to_dict("records")
         return row
 
     def difference(self, claim: str, quantity: str, runs: pd.DataFrame, by: str) -> Evidence:
-        """Return the mean loss difference over the pairs of runs in which neither run failed."""
+        """Return the mean loss difference over pairs of runs. A pair in which a run failed does not count."""
         row = self.compared(runs, by)
         return Evidence(claim, quantity, self.name, row["difference"], row["ci_low"], row["ci_high"], row["compared"])
 
 
 def findings(results: Path) -> list[Evidence]:
-    """Compute the evidence for all claims. Raises a ConfigError if the folder `results` lacks runs listed in CELLS."""
+    """Compute the evidence for all claims. Raises ConfigError if the folder `results` has not all runs of CELLS."""
     warmup, depth, peak_lr, rmsnorm, shallow, boundary, best = (_Study(results, name) for name in CELLS)
     last = int(warmup.modules["step"].max())
     post, deep = "placement == 'post' and peak_lr == 0.003", "n_layers == 12 and warmup_steps == 0"
@@ -149,7 +149,7 @@ def findings(results: Path) -> list[Evidence]:
 
 
 def _best_cells(best: _Study) -> Evidence:
-    # The seeds that every cell has select each placement's best cell. Being selected biases the losses of these seeds
+    # The seeds that every cell has select each placement's best cell. This selection biases the losses of these seeds
     # downwards, so only the other seeds measure the difference.
     cell = ["placement", "peak_lr", "warmup_steps"]
     runs = best.runs.assign(failed=best.runs["outcome"].isin(FAILED))
@@ -160,7 +160,7 @@ def _best_cells(best: _Study) -> Evidence:
     chosen = [(placement, *mean[placement].idxmin()) for placement in ("post", "pre")]
     words = "; ".join(f"{placement} at {rate:g}, warmup {steps}" for placement, rate, steps in chosen)
     here = pd.MultiIndex.from_frame(runs[cell]).isin(chosen)
-    measured = runs[~choosing & here].assign(peak_lr=0.0, warmup_steps=0)  # equal values: one pair per seed
+    measured = runs[~choosing & here].assign(peak_lr=0.0, warmup_steps=0)  # equal values make one pair of runs per seed
     quantity = f"loss of post minus pre, each at its best cell, 6 layers ({words})"
     return best.difference("C3b", quantity, measured, "placement")
 

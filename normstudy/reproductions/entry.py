@@ -1,4 +1,4 @@
-"""Define what a reproduction consists of. Measuring needs torch; judging and drawing need only the stored table."""
+"""Define what a reproduction consists of. Only measuring needs torch. Judging and drawing need the stored table."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,24 +8,24 @@ from matplotlib.figure import Figure
 from normstudy.config import ModelConfig
 from normstudy.reproductions.verdicts import Finding, Table
 
-MEASUREMENT = 1  # increase it if a change to measure.py changes values; stored tables are then measured again
+MEASUREMENT = 1  # increase it if measure.py gives new values: all stored tables are then measured again
 
 
 class Sizes(NamedTuple):
-    """Set the model sizes, depths and numbers of seeds that all reproductions share."""
+    """The model sizes, depths and numbers of seeds of all reproductions."""
 
     d_model: int = 128
     n_heads: int = 4
-    batch_size: int = 4  # sequences of random tokens; each token's target is the next token
+    batch_size: int = 4  # sequences of random tokens. The target of a token is the next token
     seq_len: int = 64
     vocab_size: int = 256
-    depths: tuple[int, ...] = (8, 16, 32, 64)  # the last one is the largest
+    depths: tuple[int, ...] = (8, 16, 32, 64)  # in increasing order
     seeds: int = 5
-    many_seeds: int = 20  # for predictions whose interval over five seeds is about as wide as the band
+    many_seeds: int = 20  # number of seeds if the interval over five seeds is about as wide as the band
 
 
 class Variant(NamedTuple):
-    """Describe a model by all settings other than its sizes, depth and seed. No model has biases."""
+    """All settings of a model except its sizes, depth and seed. No model has biases."""
 
     placement: str
     norm: str = "auto"
@@ -46,7 +46,7 @@ POST = Variant("post")
 
 
 class Need(NamedTuple):
-    """Request a measurement of a model at several depths, for the seeds 0 to `seeds` - 1."""
+    """A requested measurement of a model at several depths, for the seeds 0 to `seeds` - 1."""
 
     kind: str  # the kind of measurement, a key of measure.MEASUREMENTS
     variant: Variant
@@ -55,7 +55,7 @@ class Need(NamedTuple):
 
 
 class Reproduction(NamedTuple):
-    """Hold a paper's prediction, stated in one line, and the functions that test it."""
+    """A paper's prediction, stated in one line, and the functions that test the prediction."""
 
     source: str
     prediction: str
@@ -65,7 +65,7 @@ class Reproduction(NamedTuple):
 
 
 def needing(*models: tuple[str, Variant], deepest: bool = False, many: bool = False) -> Callable[[Sizes], list[Need]]:
-    """Return a function that lists the measurements of models. models: (kind, model); many: for `many_seeds` seeds."""
+    """Return a function that lists the measurements of models. models: (kind, model). many: use `many_seeds` seeds."""
     return lambda sizes: [
         Need(kind, variant, sizes.depths[-1:] if deepest else sizes.depths, sizes.many_seeds if many else sizes.seeds)
         for kind, variant in dict.fromkeys(models)
@@ -73,7 +73,7 @@ def needing(*models: tuple[str, Variant], deepest: bool = False, many: bool = Fa
 
 
 def model_config(variant: Variant, depth: int, sizes: Sizes) -> ModelConfig:
-    """Return a model's configuration. Initial output weights (unembed) have standard deviation d_model^-0.5."""
+    """Return a model's configuration. The standard deviation of initial output weights (unembed) is d_model^-0.5."""
     simplified = variant.simplified
     return ModelConfig(
         placement=variant.placement, norm=variant.norm, init=variant.init, embed_init=variant.embed_init,
@@ -87,7 +87,7 @@ Reading = tuple[str, int | None, int, float]  # quantity, layer (None: entire mo
 
 
 class Job(NamedTuple):
-    """Request a measurement of a model at one depth, for one or more seeds at once."""
+    """A requested measurement of a model at one depth, for one or more seeds at once."""
 
     kind: str
     variant: Variant

@@ -1,7 +1,7 @@
 """Measure models at initialization with torch: the first stage of a reproduction.
 
-The models, their initialization, the gradients and SGD come from the training code. A measurement is a function that
-takes a batch of models that differ only in the seed. It computes in float32, as training does, and returns float64.
+The training code provides the models, initial values, gradients and SGD. A measurement is a function that takes a batch
+of models that differ only in the seed. Measurements compute in float32, as training does, and return float64 numbers.
 Letters in shapes: B batch_size, T seq_len, D d_model, V vocab_size.
 """
 
@@ -22,13 +22,13 @@ from normstudy.reproductions.entry import Job, Reading, Sizes, Variant, model_co
 from normstudy.training import optim, probes, step
 
 NOISE = 0.01  # standard deviation of a matrix's noise, divided by the standard deviation of the matrix
-NOISE_SEED = 2**30  # added to the model's seed to get the noise's seed, so that noise and weights differ
+NOISE_SEED = 2**30  # the noise's seed minus the model's seed: noise and weights must differ
 RATE = 1e-2  # learning rate of the one SGD step
 NORM_PARAMETERS = ("gamma", "beta")
 
 
 class Models(NamedTuple):
-    """Hold models of one shape at initialization. params: name -> (runs, *shape); tokens: (runs, B, T + 1)."""
+    """Models of one shape at initialization. params: name -> tensor (runs, *shape). tokens: tensor (runs, B, T + 1)."""
 
     sizes: Sizes
     config: ModelConfig
@@ -44,13 +44,13 @@ def measure(job: Job) -> list[Reading]:
 
 
 def random_tokens(sizes: Sizes, seed: int) -> Tensor:
-    """Draw uniform random tokens (B, T + 1). The target at each position is the next token."""
+    """Draw uniform random tokens (B, T + 1). The target of a token is the next token."""
     rng = np.random.Generator(np.random.Philox(key=[seed, 3]))
     return torch.from_numpy(rng.integers(0, sizes.vocab_size, (sizes.batch_size, sizes.seq_len + 1)))
 
 
 def start(sizes: Sizes, variant: Variant, depth: int, seeds: tuple[int, ...]) -> Models:
-    """Initialize a model and draw a batch for each seed. With placement `admin`, the batch also sets each omega."""
+    """Initialize a model and draw a batch for each seed. With placement `admin`, set each omega from the batch."""
     config = model_config(variant, depth, sizes)
     with torch.device("meta"):
         model = Transformer(config, sizes.vocab_size, sizes.seq_len)
@@ -74,7 +74,7 @@ def forward(models: Models, params: dict[str, Tensor]) -> tuple[Tensor, list[Ten
 
 
 def backward(models: Models) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Return the gradients of each model's loss, name -> (runs, *shape), and the residual stream as `forward` does."""
+    """Return the gradients of each model's loss, name -> (runs, *shape), and the residual stream of `forward`."""
     leaves = {name: p.detach().requires_grad_() for name, p in models.params.items()}
     of_run = functools.partial(step.loss_of_run, models.model)
     losses, residual = torch.func.vmap(of_run)(leaves, models.tokens)
@@ -83,13 +83,13 @@ def backward(models: Models) -> tuple[dict[str, Tensor], list[Tensor]]:
 
 
 def _rows(models: Models, quantity: str, values: Tensor, layers: Sequence[int | None] = ()) -> list[Reading]:
-    """Return a reading per layer and model. values: (layers, runs); layers: the layers' numbers, default 0, 1, ..."""
+    """Return a reading per layer and model. values: (layers, runs). layers: numbers of the layers, default 0, 1, ..."""
     by_layer = zip(layers or range(len(values)), values.double().tolist(), strict=True)
     return [(quantity, layer, seed, v) for layer, of in by_layer for seed, v in zip(models.seeds, of, strict=True)]
 
 
 def _mean_squares(tensors: list[Tensor]) -> Tensor:
-    """Compute the mean squares (tensors, runs) float64 of equally large tensors (runs, ...), one per tensor and run."""
+    """Return a mean square for each tensor and run, float64 (tensors, runs). streams: equally large (runs, ...)."""
     return probes.rms_by_run(tensors).double().square()
 
 
@@ -101,12 +101,12 @@ def gradients(models: Models) -> list[Reading]:
 
 
 def stream(models: Models) -> list[Reading]:
-    """Measure mean_square: the mean of x_l^2 over tokens and dimensions, where x_l is the stream after block l."""
+    """Measure mean_square: the mean of x_l^2 over tokens and dimensions, where x_l is the stream after block `l`."""
     return _rows(models, "mean_square", _mean_squares(forward(models, models.params)[1]))
 
 
 def before_norm2(models: Models) -> list[Reading]:
-    """Measure before_norm2, the mean square of norm2's input in each block. A post-norm block ends with norm2."""
+    """Measure before_norm2, the mean square of norm2's input in each block. norm2 is a post-norm block's last step."""
     read: list[Tensor] = []
 
     def of_run(values: dict[str, Tensor], tokens: Tensor) -> list[Tensor]:
@@ -135,9 +135,9 @@ def noise(models: Models) -> list[Reading]:
 
 
 def update(models: Models) -> list[Reading]:
-    """Measure the root mean square change of a batch's logits after one SGD step of rate 0.01 on this batch.
+    """Measure the root mean square change of a batch's logits after one SGD step of rate 0.01 on the same batch.
 
-    update_trained: the step changes all parameters. update_frozen: the step changes all except the norms' parameters.
+    update_trained: the step changes all parameters. update_frozen: the step does not change the norms' parameters.
     """
     grads, _ = backward(models)
     before, _ = forward(models, models.params)
@@ -157,9 +157,9 @@ def update(models: Models) -> list[Reading]:
 def constants(models: Models) -> list[Reading]:
     """Measure alpha and the initialization gains of models whose sublayers are norm(alpha x + f(x)).
 
-    alpha: the square root of a block's output for an input of 1, without norms and with all parameters 0, because each
-    of the block's two sublayers then only multiplies by alpha. gain_q ... gain_unembed: the L2 norm of a tensor's
-    initial values, divided by the L2 norm of the values that init `xavier` draws with the same seed.
+    To measure alpha, the block is built without norms and with all parameters 0. Both sublayers then only multiply by
+    alpha: for an input of 1, the block's output is alpha^2. gain_q ... gain_unembed: the L2 norm of a tensor's initial
+    values, divided by the L2 norm of the values that init `xavier` draws with the same seed.
     """
     plain = replace(models.config, init="xavier", force_init=True)
     xavier = init_params(models.model, [plain] * len(models.seeds), list(models.seeds))

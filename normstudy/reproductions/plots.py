@@ -1,7 +1,7 @@
-"""Draw the parts that the figures of several reproductions share. In all functions, y has the shape (n, seeds).
+"""Draw the parts that figures of several reproductions contain. In all functions, `y` has the shape (n, seeds).
 
-Thin lines and small points show single seeds, bold lines and large points show means over seeds, a colored fan shows a
-fit with its 95 % t interval over seeds, and a grey area shows the source's prediction.
+Thin lines and small points show single seeds. Bold lines and large points show means over seeds. A colored fan shows a
+fit with its 95 % t interval over seeds. A grey area shows the source's prediction.
 """
 
 import re
@@ -26,21 +26,21 @@ WIDTH = 4.4  # width in inches of a one-panel figure
 BAND_COLOR = "#D9D9D9"
 SEED_SIZE = 4.5  # size in points of a marker that shows a single seed
 COLORS = style.PLACEMENT_COLORS
-# Placement -> the color of its second curve in a figure that shows two curves of this placement.
+# Placement -> the color of the placement's second curve in a figure that shows two of its curves.
 PALE = {"pre": "#56B4E9", "post": "#E8A87C", "deepnorm": "#665500", "reordered": "#BB88DD"}
 BLOCK_GRADIENT = "gradient norm of the\nsecond MLP matrix"
 MEAN_SQUARE = "mean square of the stream"
 
 
 def figure(panels: int = 1, *, height: float = 2.5) -> tuple[Figure, list[Axes]]:
-    """Create a figure whose panels lie side by side and share no axis. height: the height of a panel in inches."""
+    """Create a figure of panels side by side, without common axes. height: the height of a panel in inches."""
     fig = Figure(figsize=(WIDTH if panels == 1 else TWO_COLUMNS, height), layout="constrained")
     axes: list[Axes] = fig.subplots(1, panels, squeeze=False).ravel().tolist()
     return fig, axes
 
 
 def finish(fig: Figure, prediction: str, findings: Sequence[Finding], handles: Sequence[Artist]) -> Figure:
-    """Put the prediction and the findings above the panels, and a legend below. The figure grows to make room."""
+    """Write the prediction and the findings above the panels, and a legend below. The figure grows to make room."""
     width = int(fig.get_figwidth() * 18.4)
     lines = textwrap.wrap(prediction, width)
     for f in findings:
@@ -86,7 +86,7 @@ def point_handle(label: str, color: str, marker: str) -> Line2D:
 
 
 def seed_point_handle() -> Line2D:
-    """Return the legend entry of the small points, which show single seeds."""
+    """Return the legend entry of small points, which show single seeds."""
     return Line2D([], [], color=style.GREY, ls="none", marker=".", ms=SEED_SIZE, mew=0, label="single seeds")
 
 
@@ -107,7 +107,7 @@ def log_x(ax: Axes, ticks: Floats, label: str = "depth L") -> None:
 
 
 def block_axis(ax: Axes, blocks: Floats) -> None:
-    """Give the x axis about eight ticks at block numbers, the first tick at the first block."""
+    """Set about eight ticks of the x axis at block numbers. The first tick is at the first block."""
     every = max(1, round(len(blocks) / 8))
     ax.set_xticks([blocks[0], *(b for b in blocks if b % every == 0 and b - blocks[0] > every / 2)])
     ax.set_xlim(blocks[0] - 0.02 * len(blocks), blocks[-1] + 0.02 * len(blocks))
@@ -115,7 +115,7 @@ def block_axis(ax: Axes, blocks: Floats) -> None:
 
 
 def points(ax: Axes, x: Floats, y: Floats, color: str, marker: str, shift: float = 1.0, size: float = 5.0) -> None:
-    """Draw a small point per seed at x * shift, and a large point at x and the seeds' geometric mean."""
+    """Draw a small point per seed at x * shift, and a large point at `x` and the seeds' geometric mean."""
     ax.plot(x * shift, y, ls="none", marker=".", ms=SEED_SIZE, color=color, alpha=0.5, mew=0, zorder=2)
     ax.plot(x, np.exp(log(y).mean(1)), ls="none", marker=marker, ms=size, color=color, mec="white", mew=0.6, zorder=4)
 
@@ -142,7 +142,7 @@ def interval(ax: Axes, x: Floats, y: Floats, color: str) -> None:
 
 
 def ratios(ax: Axes, table: Table, looks: Mapping[Variant, tuple[str, str, str]]) -> list[Artist]:
-    """Draw the ratios of verdicts.first_to_last; returns the legend entries. looks: model -> (label, color, marker)."""
+    """Draw the ratios of verdicts.first_to_last. Returns the legend entries. looks: model -> (label, color, marker)."""
     for variant, (_, color, marker) in looks.items():
         depths, y = first_to_last(table, variant.name)
         ax.plot(depths, np.exp(log(y).mean(1)), color=color, lw=1.0)
@@ -155,7 +155,7 @@ def ratios(ax: Axes, table: Table, looks: Mapping[Variant, tuple[str, str, str]]
 
 
 def finish_lines(fig: Figure, prediction: str, found: list[Finding], colors: dict[str, str], what: str) -> Figure:
-    """Finish a figure that shows lines. colors: label -> color; what: what has the 95 % interval, `mean` or `fit`."""
+    """Finish a figure that shows lines. colors: label -> color. what: whose interval is shown, `mean` or `fit`."""
     one = next(iter(colors.values())) if len(colors) == 1 else style.GREY
     handles: list[Artist] = [line_handle(label, color, "") for label, color in colors.items()]
     handles.append(Line2D([], [], color=style.GREY, lw=style.THIN, label="single seeds"))

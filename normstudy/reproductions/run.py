@@ -19,8 +19,8 @@ from normstudy.reproductions.entry import Job, Need, Reading, Reproduction, Size
 from normstudy.reproductions.verdicts import Finding
 from normstudy.study import paths
 
-# Names of the files in predictions/, with hyphens for underscores, in printed order. A file's docstring states the
-# source, what is computed, the band, the rule for the verdict and, if known, why the prediction fails.
+# Names of the files in predictions/, with hyphens for underscores, in the order in which they are printed. A file's
+# docstring states the source, what is computed, the band, the rule for the verdict and why the prediction may fail.
 NAMES = (
     "xiong-theorem1-pre", "xiong-theorem1-post", "gpt2-init-control", "xiong-lemma2-post", "xiong-lemma2-pre",
     "xiong-profile-pre", "xiong-profile-post", "rmsnorm-equals-layernorm", "admin-output-change", "deepnet-constants",
@@ -32,15 +32,15 @@ REPRODUCTIONS: dict[str, Reproduction] = {
 OUT = Path("results/reproductions")
 SIZES = Sizes()
 TIER = 0  # number of the only group of reproductions; --tier 0 selects all of them
-LAYERS_AT_ONCE = 128  # maximum number of layers per job, summed over its models; keeps a process below 2 GB
-# Kind of measurement -> its time per block. The unit is the time of a forward pass through one block of one model.
+LAYERS_AT_ONCE = 128  # most layers of all models of a job together; keeps a process below 2 GB
+# Kind of measurement -> time per block. The unit is the time of a forward pass through one block of one model.
 COST = {"gradients": 3.0, "stream": 1.3, "before_norm2": 1.3, "noise": 3.0, "update": 6.5, "constants": 2.0}
 
-Unit = tuple[str, Variant, int, int]  # a measurement of one model: its kind, the model, the depth and the seed
+Unit = tuple[str, Variant, int, int]  # a measurement of one model: kind, model, depth, seed
 
 
 class Reproduced(NamedTuple):
-    """Hold the result of `reproduce`: each reproduction's findings, and the names of newly measured reproductions."""
+    """The result of `reproduce`: each reproduction's findings, and the names of newly measured reproductions."""
 
     findings: dict[str, list[Finding]]
     measured: list[str]
@@ -67,8 +67,8 @@ def reproduce(
 ) -> Reproduced:
     """Measure the tables that are missing in the folder `out`, then judge each table and draw its figure.
 
-    again: measure every table, even if it is stored; processes: how many worker processes, by default one per core.
-    Raises ConfigError for an unknown name, a number of processes below 1, and a folder that cannot be written.
+    again: measure stored tables again. processes: number of worker processes, by default one per core. Raises
+    ConfigError for an unknown name, a number of processes below 1, or a folder that cannot be written.
     """
     names = check_names(names)
     if processes is not None and processes < 1:
@@ -137,7 +137,7 @@ def _bar(total: float) -> "tqdm[NoReturn]":
 
 
 def draw(name: str, out: Path, findings: list[Finding]) -> None:
-    """Draw a reproduction's figure; the same table always gives the same bytes."""
+    """Draw a reproduction's figure. A table always gives a file with the same bytes."""
     target = out / "figures" / f"{name}.png"
     with style.rc():
         figure = REPRODUCTIONS[name].draw(tables.read(out, name), findings)

@@ -1,4 +1,4 @@
-"""Build reproductions for predictions that a quantity is a power of the depth or of the block number."""
+"""Build reproductions of predictions which say that a quantity is a power of the depth or of the block number."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,12 +15,12 @@ from normstudy.reproductions.verdicts import Band, Finding, Floats, Table, by_bl
 
 
 class Curve(NamedTuple):
-    """Describe a curve that shows one quantity of one model."""
+    """A curve that shows one quantity of one model."""
 
-    name: str  # in the table of verdicts; the number of points replaces {n}
-    label: str  # in the legend
+    name: str  # name in the table of verdicts; {n} is the number of points
+    label: str  # name in the legend
     variant: Variant
-    measured: tuple[str, str] = ("gradients", "mlp_out_grad")  # the kind of measurement, as in Need; the quantity
+    measured: tuple[str, str] = ("gradients", "mlp_out_grad")  # kind of measurement (see Need), quantity
     band: Band | None = None  # the predicted exponents
     marker: str = "o"
     pale: bool = False  # whether to draw the curve in the placement's second color
@@ -42,8 +42,8 @@ def entry(
 ) -> Reproduction:
     """Build a reproduction that fits power laws to curves.
 
-    over_blocks: whether x is the block number in the deepest model; otherwise x is the depth, and y belongs to the last
-    block or to the entire model. anchor: see `_draw_powers`.
+    over_blocks: `x` is the block number in the deepest model. Otherwise, `x` is the depth, and `y` is measured in the
+    last block or the entire model. anchor: see `_draw_powers`.
     """
 
     def values(table: Table, curve: Curve) -> tuple[Floats, Floats]:
@@ -63,8 +63,8 @@ def entry(
             if over_blocks:
                 plots.lines(ax, x, y, curve.color, geometric=True)
             else:
-                # Let no curve hide another: shift the points of a curve's seeds sideways, by at most 4 % of the
-                # smallest gap between depths, and draw larger markers for its means than for those of later curves.
+                # To keep all curves visible, points of seeds are shifted sideways, by at most 4 % of the smallest gap
+                # between depths, and each curve's means have smaller markers than the means of the curve before.
                 shift = np.exp(0.08 * np.diff(np.log(x)).min() * ((place + 0.5) / len(curves) - 0.5))
                 plots.points(ax, x, y, curve.color, curve.marker, shift, 5 + 1.5 * (len(curves) - 1 - place))
         on_axes.norm_axis(ax)
@@ -85,9 +85,10 @@ def entry(
 def _draw_powers(ax: Axes, x: Floats, y: Floats, curve: Curve, anchor: str) -> None:
     """Draw a fitted power law with the 95 % t interval of its exponent, and a fan of all power laws in the band.
 
-    If the band has no lower end, the fan starts at 0 or, if the upper end is at most 0.1, at the upper end minus 0.5. A
-    band of one number is drawn as a line. anchor: the point where the laws in the band meet, either `center` (the
-    geometric means of all x and y) or `first` (the smallest x and the geometric mean of its y).
+    If the band has no lower end, the fan starts at the exponent 0. If the band's upper end is at most 0.1, the fan
+    instead starts at the upper end minus 0.5. A band of one number is drawn as a line. anchor: the point at which the
+    laws in the band meet: `center` (the geometric means of all `x` and `y`) or `first` (the smallest `x` and the
+    geometric mean of its `y`).
     """
     means, band = log(y).mean(1), curve.band
     grid = np.exp(np.linspace(np.log(x[0]) - 0.08, np.log(x[-1]) + 0.08, 101))

@@ -30,8 +30,8 @@ def definition(sizes: Sizes, needs: Sequence[Need]) -> str:
     needed = []
     for need in needs:
         models = [dataclasses.asdict(model_config(need.variant, depth, sizes)) for depth in need.depths]
-        # Leave out settings that older versions did not have, where their values give the models of those versions, so
-        # that tables measured by older versions stay valid.
+        # Tables measured by older versions must stay valid. A setting that older versions did not have is left
+        # out if its value gives the model of the older versions.
         kept = [{k: v for k, v in m.items() if k not in cfg.ABSENT or v != cfg.ABSENT[k]} for m in models]
         needed.append([need.kind, need.variant.simplified, kept, need.seeds])
     content = {"measurement": MEASUREMENT, "numerics": cfg.NUMERICS, **shared, "needs": needed}
@@ -43,7 +43,7 @@ def path(out: Path, name: str) -> Path:
 
 
 def write(out: Path, name: str, rows: pd.DataFrame, key: str) -> None:
-    """Write a table atomically. rows: the columns of SCHEMA; key: the definition."""
+    """Write a table atomically. rows: has the columns of SCHEMA. key: the table's `definition`."""
     ordered = rows.sort_values(SORT, kind="stable", ignore_index=True)
     content = pa.Table.from_pandas(ordered, SCHEMA, preserve_index=False)
     made = {"python": platform.python_version(), "torch": version("torch"), "normstudy": version("normstudy")}

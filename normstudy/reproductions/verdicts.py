@@ -19,11 +19,11 @@ SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, MEASURED = "supported", "not supported",
 
 
 class Band(NamedTuple):
-    """Hold the range of values that agrees with a prediction. The ends, low and high, belong to the range."""
+    """The range of values that agrees with a prediction. The ends, `low` and `high`, belong to the range."""
 
     low: float = -math.inf
     high: float = math.inf
-    source: str = ""  # what the source says; if the range differs from it, the range is this project's tolerance
+    source: str = ""  # the source's words; a range that differs from them is this project's tolerance
 
     def __str__(self) -> str:
         if self.low == self.high:
@@ -32,21 +32,21 @@ class Band(NamedTuple):
 
 
 def around(value: float, by: float) -> Band:
-    """Return the band from `value - by` to `value + by`; the source gives `value`."""
+    """Return the band from `value - by` to `value + by`. value: the number that the source gives."""
     return Band(round(value - by, 12), round(value + by, 12), f"{value:g}")
 
 
 class Finding(NamedTuple):
-    """Hold the verdict on a quantity. The properties return cells of the printed table."""
+    """The verdict on a quantity. The properties return cells of the printed table."""
 
     quantity: str
-    value: float  # the mean over seeds
-    low: float  # with `high`, the mean's 95 % t interval, or NaN if there is no interval
+    value: float  # the quantity's mean over seeds
+    low: float  # the low end of the mean's 95 % t interval, or NaN without an interval
     high: float
     seeds: int
     band: Band | None  # None if the source gives no number
     verdict: str
-    exact: bool = False  # whether the source gives exact numbers: `value` is the largest relative deviation from them
+    exact: bool = False  # True: `value` is the largest relative deviation from the source's exact numbers
 
     @property
     def band_text(self) -> str:
@@ -77,7 +77,7 @@ def deepest(table: Table, variant: str) -> int:
 
 
 def by_block(table: Table, quantity: str, variant: str, depth: int | None = None) -> tuple[Floats, Floats]:
-    """Return the block numbers (n,) and a quantity's values (n, seeds) at one depth, by default the largest depth.
+    """Return block numbers (n,) and a quantity's values (n, seeds) at one depth, which is by default the largest depth.
 
     Blocks are numbered from 1. The quantity `mean_square` also has values for block 0, the embeddings.
     """
@@ -102,20 +102,20 @@ def first_to_last(table: Table, variant: str) -> tuple[Floats, Floats]:
 
 
 def log(x: Floats) -> Floats:
-    """Compute the natural logarithm, without a warning where x is not positive."""
+    """Compute the natural logarithm, without a warning where `x` is not positive."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.log(x))
 
 
 def slope(x: Floats, y: Floats) -> Floats:
-    """Compute the least-squares slopes (seeds,) of the columns of y (n, seeds) against x (n,)."""
+    """Compute the least-squares slopes (seeds,) of the columns of `y` (n, seeds) against `x` (n,)."""
     centered = x - x.mean()
-    with np.errstate(invalid="ignore"):  # no matrix product: its last bits would depend on the number of threads
+    with np.errstate(invalid="ignore"):  # a matrix product's last bits would depend on threads
         return np.asarray((centered[:, None] * y).sum(0) / (centered**2).sum())
 
 
 def exponent(x: Floats, y: Floats) -> Floats:
-    """Fit a power of x to each column of y; returns the exponents (seeds,), the slopes of ln y against ln x."""
+    """Fit a power of `x` to each column of `y`. Return the exponents (seeds,), the slopes of ln y against ln x."""
     return slope(log(x), log(y))
 
 
@@ -128,7 +128,7 @@ def judge(quantity: str, estimates: Floats, band: Band | None, *, logs: bool = F
 
 
 def verdict(band: Band | None, mean: float, low: float, high: float) -> str:
-    """Return the verdict on a mean and its interval. low, high: the interval's ends, NaN if there is only one seed."""
+    """Return the verdict on a mean and its interval. low, high: the interval's ends, or NaN for a single seed."""
     if band is None:
         return MEASURED
     if not math.isfinite(mean):
@@ -141,15 +141,16 @@ def verdict(band: Band | None, mean: float, low: float, high: float) -> str:
 
 
 def judge_all(quantity: str, at: str, places: Floats, estimates: Floats, band: Band) -> Finding:
-    """Judge a prediction that must hold at several places, such as in all blocks; return the worst place's finding.
+    """Judge a prediction that must be true at several places, such as in all blocks. Return the worst place's finding.
 
-    The verdict is `supported` if all places have this verdict, and `not supported` if at least one place has it. With
-    more places, a wrong verdict `not supported` is likelier, but a wrong verdict `supported` is not. at: the word
-    before a place's number in the finding's text, such as `block`; places: (n,) numbers; estimates: (n, seeds).
+    The verdict is `supported` if the verdict at every place is `supported`, and `not supported` if the verdict at one
+    place or more is `not supported`. With more places, a wrong `not supported` becomes likelier, a wrong `supported`
+    does not. at: the word before a place's number in the finding's text, such as `block`. places: numbers of the places
+    (n,). estimates: (n, seeds).
     """
     found = [judge(f"{quantity}, worst {at} {p:g}", row, band) for p, row in zip(places, estimates, strict=True)]
     outside = [f for f in found if f.verdict == NOT_SUPPORTED] or found
-    # The key is how far an interval reaches outside the band; inf without a value. With one seed, every key is NaN.
+    # The key says how far an interval reaches outside the band, and is inf without a value. With one seed, it is NaN.
     return max(outside, key=lambda f: max(band.low - f.low, f.high - band.high) if np.isfinite(f.value) else math.inf)
 
 

@@ -11,11 +11,11 @@ from normstudy.workers.worker import prepare
 
 
 class MeasuringFailed(Exception):
-    """Raised if a worker process fails or is killed; the message says why."""
+    """Raised if a worker process fails or is killed. The message says why."""
 
 
 def run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, list[Reading]]]:
-    """Send the jobs in order to worker processes, and yield each job with its readings when the job is done.
+    """Send the jobs in order to worker processes. Yield each job with the job's readings when the job is done.
 
     Raises MeasuringFailed at the first job that fails. No worker outlives this generator or the parent process.
     """

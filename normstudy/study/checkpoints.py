@@ -27,7 +27,7 @@ NO_HEAD = Head(0, 0.0)  # of a run without a readable checkpoint
 
 
 def wrong_in(file: BinaryIO) -> str:
-    """Return what is wrong with a checkpoint, e.g. `is damaged (wrong checksum)`, or an empty string if it is sound."""
+    """Return what is wrong with a checkpoint, e.g. `is damaged (wrong checksum)`, or "" if the checkpoint is sound."""
     head, crc = file.read(len(FORMAT) + CRC_BYTES), 0
     while block := file.read(BLOCK):
         crc = zlib.crc32(block, crc)

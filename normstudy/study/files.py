@@ -68,11 +68,11 @@ def place_output(out: Path, relative: str, data: bytes) -> None:
 
 @contextlib.contextmanager
 def scratch_folder(above: Path, name: str) -> Iterator[Path]:
-    """Yield a new, locked folder in `above`, and remove it at the end. Also remove the folders of killed commands."""
+    """Create a locked folder in `above`; remove the folder at the end. Also remove the folders of killed commands."""
     folder = Path(tempfile.mkdtemp(".part", f"{name}{SCRATCH}", above))
     lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(OSError):  # without locks, the folders of killed commands are not removed either
+        with contextlib.suppress(OSError):  # on a file system without locks, the folders of killed commands stay
             fcntl.flock(lock, fcntl.LOCK_EX)
         for left in above.glob(f"*{SCRATCH}????????.part"):
             with contextlib.suppress(OSError):
@@ -91,8 +91,8 @@ def scratch_folder(above: Path, name: str) -> Iterator[Path]:
 def place_all(study_dir: Path, files: Iterable[tuple[str, bytes | None]]) -> None:
     """Atomically write several files, given as (relative path, bytes). All files are fsynced before any is moved.
 
-    The bytes are None for a file that already exists. Its folder is still fsynced, because the process that wrote the
-    file may have been killed before the fsync.
+    For a file that already exists, the bytes are None. The existing file's folder is fsynced too, because the process
+    that wrote the file may have been killed before the fsync.
     """
     state = study_dir / "state"
     writer = f"{socket.gethostname()}-{os.getpid()}"
@@ -120,7 +120,7 @@ def place_all(study_dir: Path, files: Iterable[tuple[str, bytes | None]]) -> Non
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write all of `data` to a new or emptied file, without fsync. Raises OSError, for example on a full disk."""
+    """Create or overwrite a file with `data`, without fsync. Raises OSError, for example on a full disk."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         left = memoryview(data)
@@ -159,16 +159,16 @@ def reading(path: Path, study_dir: Path) -> Iterator[None]:
 
 
 def is_damage(error: Exception) -> bool:
-    """Return whether an error while reading a file means damage, and not a missing permission or too little memory."""
-    # An OSError of the operating system has a positive errno. pyarrow's OSError for damaged bytes has no errno.
-    # places.opener raises an OSError with errno 0 if the path is that of a folder or a pipe.
+    """Return whether damage to a file caused an error in reading the file, and not missing permission or memory."""
+    # pyarrow's OSError for damaged bytes has no errno. The OSError of places.opener for a folder or a pipe has errno 0.
+    # The operating system's errors have positive numbers, of which only EIO (input/output error) means damage.
     known = (None, 0, errno.EIO)
     return not isinstance(error, MemoryError) and (not isinstance(error, OSError) or error.errno in known)
 
 
 def damage(error: BaseException) -> str:
     """Format an error about damaged bytes as one line of at most 100 characters."""
-    # str() of an OSError with errno 0 would repeat the path, which the caller's message contains.
+    # The caller's message contains the path. str() of an OSError with errno 0 would name the path a second time.
     text = error.strerror if isinstance(error, OSError) and error.errno == 0 else error
     return " ".join(str(text).split())[:100] or type(error).__name__
 

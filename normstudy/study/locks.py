@@ -1,7 +1,7 @@
 """Lock a study, so that one command at a time writes to it, and lock runs, so that one process at a time trains a run.
 
 A sweep or a compaction holds state/lock exclusively; several `normstudy run` commands can share it. To train a run, a
-process also locks one byte of state/run_locks. A lock is free when the last process that holds it has ended.
+process also locks one byte of state/run_locks. A lock becomes free when the last process that holds the lock ends.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ from normstudy.study import files, swap, tables
 LOCK = "state/lock"
 RUN_LOCKS = "state/run_locks"
 KERNEL_LOCKS = Path("/proc/locks")
-# By default, `normstudy run` waits this long for the lock, because another `normstudy run` that is about to end may
-# hold the lock exclusively to remove state/.
+# By default, `normstudy run` waits this long for the lock: another `normstudy run` may be about to end, and then holds
+# the lock exclusively while it removes state/.
 PATIENCE_SECONDS = 1.0
 
 
@@ -46,7 +46,7 @@ class Holder(NamedTuple):
 def hold_study(study_dir: Path, command: str, *, shared: bool = False, patience: float | None = None) -> Iterator[int]:
     """Hold the study's lock; yields the lock's file descriptor, which workers inherit. Creates the study's folder.
 
-    An exclusive holder also completes a compaction that was killed between its two renames.
+    If the lock is exclusive, also complete a compaction that was killed between its two renames.
     command: this command's text, which other commands show in their error message when the lock is taken.
     shared: whether other `normstudy run` commands, which write other files, may hold the lock at the same time.
     patience: seconds to wait for another command to end (default: PATIENCE_SECONDS if shared, else 0).
@@ -66,7 +66,7 @@ def hold_study(study_dir: Path, command: str, *, shared: bool = False, patience:
             raise ConfigError(swap.SWAPPING.format(study_dir))
         yield fd
     finally:
-        os.close(fd)  # not LOCK_UN, which would free the lock while workers that inherited the descriptor are alive
+        os.close(fd)  # LOCK_UN would free the lock although workers that inherited the descriptor may be alive
 
 
 def make_exclusive(fd: int) -> bool:
@@ -105,7 +105,7 @@ def _take(study_dir: Path, command: str, kind: int, patience: float) -> int:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(fd), path.stat()):
                 break
-        os.close(fd)  # another command has removed the file since it was opened, so the lock protects nothing
+        os.close(fd)  # another command has removed the opened file, so a lock on the file protects nothing
     note_text = {
         "pid": os.getpid(), "host": socket.gethostname(), "command": command,
         "since": tables.now().isoformat(timespec="seconds"),
@@ -129,9 +129,9 @@ def _note(content: bytes) -> Holder:
 def holder_of(study_dir: Path) -> Holder | None:
     """Return the holder of the study's lock; None if the lock is free.
 
-    The lock file names a holder, but may be older than the current lock. So the kernel's list of locks is read. This
-    function does not try to take the lock, because a sweep that starts at that moment would then fail. A holder on
-    another machine is returned unverified.
+    The holder that the lock file names may have ended, so this function also reads the kernel's list of locks. This
+    function does not try to take the lock, because a sweep that starts at that moment would then fail. If the holder
+    runs on another machine, the returned Holder is not verified.
     """
     try:
         status, content = (study_dir / LOCK).stat(), places.read(study_dir / LOCK)
@@ -153,7 +153,7 @@ def _listed(lock: os.stat_result, pid: object) -> set[str] | None:
     except OSError:
         return None
     # A held lock has a line such as `1: FLOCK  ADVISORY  WRITE 13361 fe:00:2146926 0 EOF`. The line of a process that
-    # waits for a lock has an arrow after the colon, so the pattern does not match.
+    # waits for a lock has an arrow after the colon, so the pattern does not match that line.
     listed = re.findall(rf"^\d+: FLOCK +\S+ +(\S+) +(\S+) +(\S+):{lock.st_ino} ", text, re.MULTILINE)
     device = f"{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}"
     # On some file systems (btrfs), the device in the kernel's list differs from the device that stat returns. Then the
@@ -163,7 +163,7 @@ def _listed(lock: os.stat_result, pid: object) -> set[str] | None:
 
 @contextlib.contextmanager
 def hold_runs(study_dir: Path, run_ids: Sequence[str]) -> Iterator[list[str]]:
-    """Lock the runs that no other process has locked, without waiting; yields the locked runs' run_ids.
+    """Lock, without waiting, the runs that no other process has locked; yields the run_ids of these runs.
 
     A run's lock is one byte of the file RUN_LOCKS; the hexadecimal number at the end of the run_id is the byte's
     position. Calls must not be nested, because closing any descriptor of RUN_LOCKS frees all of the process's locks on

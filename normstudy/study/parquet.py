@@ -22,10 +22,10 @@ from normstudy.study.schema import COMPACTED_FILE, FLOAT_TYPE, SCHEMAS, run_of
 
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Stretch = tuple[str, Ints, Ints]  # consecutive rows of one run: run_id, distinct steps, number of rows at each step
-# With level 15, a compacted file is a tenth smaller than with zstd's default level. Level 19 saves no more.
+# With level 15, a compacted file is a tenth smaller than with zstd's default level. Level 19 makes the file no smaller.
 COMPACTED_OPTIONS = {"compression": "zstd", "compression_level": 15}
 MARK = b"nsfooter"
-TAIL = 1 << 20  # MARK is searched for in this many bytes at the end of a file, in case the footer's length is damaged
+TAIL = 1 << 20  # search at least this many bytes at a file's end for MARK, as the footer's stored length may be damaged
 
 
 def bytes_of(content: pa.Table, **options: object) -> bytes:
@@ -42,7 +42,7 @@ def bytes_of(content: pa.Table, **options: object) -> bytes:
 
 
 def write_options(table: str) -> dict[str, object]:
-    """Return a table's write options: `runs` has many files, which must be fast to write; other files must be small."""
+    """Return a table's write options. The many files of `runs` must be fast to write, and other files small."""
     if table == "runs":
         return {
             "compression": "none", "use_dictionary": False, "write_statistics": False,
@@ -81,7 +81,7 @@ def open_file(source: Path | bytes) -> pq.ParquetFile:
     file = pq.ParquetFile(opened, page_checksum_verification=True)
     about = file.metadata
     groups = [about.row_group(i) for i in range(about.num_row_groups)]
-    # Older versions wrote no checksum of the footer, so a flipped bit in a number of rows could hide rows.
+    # If an older version wrote the file without a checksum, a flipped bit in a number of rows could hide rows.
     if sum(g.num_rows for g in groups) != about.num_rows or any(
         g.num_columns and g.column(0).num_values != g.num_rows for g in groups
     ):
@@ -135,7 +135,10 @@ def read_row(study_dir: Path, run_id: str) -> dict[str, object] | None:
 
 
 def unknown_columns(table: str, names: Sequence[str]) -> list[str]:
-    """Return a newer version's columns. Raises ArrowInvalid if known columns are missing, too: a name is damaged."""
+    """Return the columns in `names` that a newer version added. Raises ArrowInvalid if known columns are also missing.
+
+    A newer version removes no column. If a known column is missing, the unknown name is its damaged name.
+    """
     unknown, missing = sorted({*names} - {*SCHEMAS[table].names}), [f for f in SCHEMAS[table].names if f not in names]
     if unknown and missing:
         raise pa.ArrowInvalid(f"it has an unknown column {unknown[0]!r} but no column {missing[0]!r}")
@@ -199,10 +202,10 @@ def rows_by_step(part: pa.Table) -> list[Stretch]:
 
 
 def read_file(path: Path, wanted: pa.Schema, chosen: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Read the columns of `wanted`, with the table's keys, from a table's file, one row group at a time.
+    """Read a table's file, one row group at a time. wanted: the columns to read, including the table's keys.
 
     chosen: sorted run_ids; only the rows of these runs are read from a compacted file (default: all rows). Raises
-    ConfigError if the file is damaged, or if its rows are not those of the run and window in its name.
+    ConfigError if the file is damaged, or if it contains rows of another run or window than its name says.
     """
     with files.reading(path, path.parents[2]):
         chosen = chosen if path.name == COMPACTED_FILE else None
@@ -220,7 +223,7 @@ def read_file(path: Path, wanted: pa.Schema, chosen: Sequence[str] | None = None
 
 
 def _check_name(path: Path, part: pa.Table) -> None:
-    """Raise ConfigError if rows are not those of the run and window in their file's name: the file may be a copy."""
+    """Raise ConfigError if a file, perhaps a copy, contains rows of another run or window than its name says."""
     table = path.parent.name
     held = sorted(map(str, part["run_id"].unique().to_pylist()))
     what = f"rows of {', '.join(held)}" if held and held != [run_of(table, path.name)] else ""
@@ -233,7 +236,7 @@ def _check_name(path: Path, part: pa.Table) -> None:
 
 def _may_hold(group: pq.RowGroupMetaData, chosen: Sequence[str]) -> bool:
     """Whether one of the sorted run_ids `chosen` lies between the first and the last run_id of a row group."""
-    statistics = group.column(0).statistics  # files of the table `runs` have no statistics, so they may hold any run
+    statistics = group.column(0).statistics  # without statistics (in the table `runs`), any run may be in the row group
     if statistics is None or not statistics.has_min_max:
         return True
     at = bisect.bisect_left(chosen, statistics.min)

@@ -1,4 +1,7 @@
-"""Raise a ConfigError for a path to which a command must not write."""
+"""Raise a ConfigError for a path to which a command must not write.
+
+A study's folders must not be symbolic links. Only a study's own files may be in its tables/, state/ and sweeps/.
+"""
 
 import os
 import re

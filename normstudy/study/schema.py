@@ -87,7 +87,7 @@ def window_name(run_id: str, window: int) -> str:
 
 
 def config_columns(config: RunConfig) -> dict[str, object]:
-    """Return a `runs` row's columns known before training: config keys, resolved values, code hashes and versions."""
+    """Return the columns of `runs` known before training: config keys, resolved values, code hashes and versions."""
     resolved = {f"resolved_{name}": value for name, value in dataclasses.asdict(cfg.resolve(config.model)).items()}
     versions = {"identity_version": cfg.IDENTITY_VERSION, "numerics": cfg.NUMERICS}
     return cfg.asked(config) | resolved | cfg.own_sources(config.model) | versions

@@ -13,7 +13,7 @@ OLD_TABLES = "state/tables.old"  # folder of the old tables during the swap
 
 
 def check_not_swapping(study_dir: Path) -> None:
-    """Raise ConfigError if a compaction is replacing tables/ or was killed while doing so, or if reading fails."""
+    """Raise ConfigError if a compaction, alive or killed, has moved tables/ away, or if the study cannot be read."""
     try:
         swapping = (study_dir / OLD_TABLES).exists() and not (study_dir / "tables").exists()
     except OSError as error:
@@ -46,7 +46,7 @@ def finish_swap(study_dir: Path) -> None:
                 f"{old} contains the tables that an interrupted compaction was replacing, but {now} has newer files: "
                 f"to keep the old tables, move {now} away; to keep the newer files, move {old} away"
             )
-        # If tables/ exists, a command created it after the interruption. It has no rows, so remove it.
+        # If tables/ exists, a command created this folder after the interruption. Remove the folder, which has no rows.
         shutil.rmtree(now, ignore_errors=True)
         os.rename(new if new.is_dir() else old, now)
         files.fsync(study_dir)

@@ -4,8 +4,8 @@
     results/<study>/tables/{steps,modules,residual}/<run_id>-<window>.parquet
     results/<study>/state/                                              partial files, logs, locks, checkpoints
 
-A window is a fixed range of steps. A window's file is written in state/ and then moved into its table's folder. It
-changes only if a newer version adds columns or the run is trained again. Each table has a file `0-schema.parquet`
+A window is a fixed range of steps. A window's file is written in state/ and then moved into its table's folder. The
+file changes only if a newer version adds columns or the run is trained again. Each table has a file `0-schema.parquet`
 without rows, from which readers learn the columns before any run has begun. `results/README.md` documents every column.
 """
 
@@ -32,9 +32,9 @@ FILES_AT_ONCE = 64  # files that a thread reads and joins at a time; an uncompac
 def prepare(study_dir: Path, *, shared: bool = False) -> None:
     """Create the study's folders and schema files, and add the columns that an older version's files lack.
 
-    The caller must hold the study's lock. shared: whether other commands may write to the study at the same time; then
-    no existing file is changed, and missing columns are an error. Raises ConfigError for a damaged file, for unknown
-    columns, or for missing columns if `shared` is true.
+    The caller must hold the study's lock. shared: whether other commands may write to the study at the same time. If
+    `shared` is true, no existing file is changed, and missing columns raise ConfigError. A damaged file and unknown
+    columns always raise ConfigError.
     """
     for table in TABLES:
         folder = study_dir / "tables" / table
@@ -51,7 +51,7 @@ def prepare(study_dir: Path, *, shared: bool = False) -> None:
                 )
         if not shared:
             _add_columns(study_dir, table)
-        # Write the schema file last: if this process is killed before, the next sweep changes the remaining files.
+        # Write the schema file last. While it is old or missing, the next sweep adds columns to the remaining files.
         files.place(study_dir, f"tables/{table}/{SCHEMA_FILE}", encode(table, SCHEMAS[table].empty_table()))
 
 
@@ -70,7 +70,7 @@ def _add_columns(study_dir: Path, table: str) -> None:
 
 
 def write_windows(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> None:
-    """Write windows, given as (run_id, window index, rows), to new files; leave existing files. Raises StorageError."""
+    """Write each window (run_id, window index, rows) that is not in a file yet. Raises StorageError."""
     with files.storing(study_dir):
         files.place_all(study_dir, _window_files(study_dir, windows))
 
@@ -88,7 +88,7 @@ def _window_files(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> 
 
 
 def write_runs(study_dir: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write `runs` rows; missing columns become null. A `done` row keeps its status. Raises StorageError."""
+    """Write `runs` rows; missing columns are null. Only `done` rows replace `done` rows. Raises StorageError."""
     kept = [row for row in rows if row["status"] == "done" or not is_done(study_dir, str(row["run_id"]))]
     if unknown := {name for row in kept for name in row} - set(SCHEMAS["runs"].names):
         raise KeyError(f"the table runs has no columns named {sorted(unknown)}")
@@ -154,7 +154,7 @@ def check_is_study(study_dir: Path) -> None:
 
 
 def _has_runs(study_dir: Path) -> bool:
-    """Return whether there is a table `runs`. Raises ConfigError if only other tables have a compacted file."""
+    """Return whether the table `runs` exists. Raises ConfigError if other tables are compacted but `runs` is not."""
     check_not_swapping(study_dir)
     # Look for the file of `runs` last, because a compaction may create the files while this line runs.
     compacted = [table for table in (*SERIES, "runs") if (study_dir / "tables" / table / COMPACTED_FILE).exists()]
@@ -171,7 +171,7 @@ def _lacks_runs(study_dir: Path | str, what: str, table: str) -> ConfigError:
 
 
 def gathered(study_dir: Path, table: str) -> set[str]:
-    """Return the runs in a table's compacted file; an empty set if it cannot be read, which other functions report."""
+    """Return the runs in a table's compacted file; an empty set if the file is missing or damaged."""
     path = study_dir / "tables" / table / COMPACTED_FILE
     with contextlib.suppress(FileNotFoundError, ConfigError), files.reading(path, study_dir):
         return set(open_file(path).read(["run_id"])["run_id"].unique().to_pylist())
@@ -179,12 +179,12 @@ def gathered(study_dir: Path, table: str) -> set[str]:
 
 
 def is_watched(study_dir: Path) -> bool:
-    """Whether normstudy.watch recorded the study's runs, which no command can train again."""
+    """Whether normstudy.watch recorded the study's runs. No command can train watched runs again."""
     return kind_of(study_dir) == schema.WATCH
 
 
 def kind_of(study_dir: Path) -> str | None:
-    """Return the column `source`, which is equal for all runs of a study; "" if no run's row can be read."""
+    """Return the value in the column `source`, which all runs of a study share; "" if no row of `runs` can be read."""
     folder, fields = study_dir / "tables" / "runs", pa.schema([SCHEMAS["runs"].field(n) for n in ("run_id", "source")])
     for name in sorted(path.name for path in folder.glob("*.parquet") if schema.is_stored("runs", path.name)):
         with contextlib.suppress(ConfigError):
@@ -215,7 +215,7 @@ def read(
     """
     check_is_study(Path(study_dir))
     every = table == "runs" and run_ids is None
-    # List the other tables' runs before reading `runs`, because a compaction may replace the tables in between.
+    # List the runs of the other tables before reading `runs`: a run that begins in between then does not look lost.
     began = runs_with_windows(Path(study_dir)) if every else set()
     compacted = gathered(Path(study_dir), "steps") if every else set()
     wanted = SCHEMAS[table].names if columns is None else {*SORT[table], *columns}
@@ -241,7 +241,7 @@ def runs_with_windows(study_dir: Path) -> set[str]:
 
 
 def warn_of_lost(study_dir: Path | str, run_ids: Collection[str]) -> None:
-    """Warn which runs have windows but no row in `runs`, if there are any."""
+    """Warn of the runs `run_ids`, which have windows but no row in `runs`. Print nothing if there are none."""
     if run_ids:
         also = f" (and of {len(run_ids) - 1} more)" if len(run_ids) > 1 else ""
         what = f"{study_dir}/tables/runs lacks the row of {min(run_ids)}{also}"
@@ -290,9 +290,9 @@ def rows(
 
 
 def statuses(study_dir: Path, skip: Collection[str] = ()) -> dict[str, str]:
-    """Return run_id -> status for all runs of a study; empty before the first run. skip: runs left out."""
+    """Return run_id -> status for all runs of a study; empty before the first run. skip: run_ids to leave out."""
     if not _has_runs(study_dir):
-        check_not_swapping(study_dir)  # again, because a compaction may just have moved the tables
+        check_not_swapping(study_dir)  # a compaction may have moved the tables since _has_runs checked this
         return {}
     runs = read(study_dir, "runs", ["run_id", "status"], skip=skip)
     return dict(zip(runs["run_id"], runs["status"], strict=True))

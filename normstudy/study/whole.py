@@ -19,11 +19,11 @@ from normstudy.study.parquet import Ints, Stretch
 
 # The columns of `runs` that determine which rows a run must have in the other tables.
 COLUMNS = ("run_id", "status", "n_steps", "n_layers", "probe_dense_steps", "probe_every", "nonfinite_step", "source")
-NONE = (np.empty(0, np.int64), np.empty(0, np.int64))  # (distinct steps, number of rows at each) of a run without rows
+NONE = (np.empty(0, np.int64), np.empty(0, np.int64))  # the steps of a run without rows, and their numbers of rows
 
 
 class Expected(NamedTuple):
-    """The values of COLUMNS for one run."""
+    """A run's values of COLUMNS, and the step of its checkpoint."""
 
     name: str  # the run_id
     status: str
@@ -36,7 +36,10 @@ class Expected(NamedTuple):
     saved: int = 0  # the step at which an unfinished run resumes from its checkpoint
 
     def last(self, steps: Ints) -> int:
-        """Return the last step that must have rows. steps: the steps that have rows."""
+        """Return the last step that must have rows: a finished run's last step, or an unfinished run's last written step.
+
+        steps: the steps that have rows.
+        """
         if self.status == "done" and self.source == schema.WATCH:
             return self.n_steps - 1
         if self.status == "done":
@@ -47,7 +50,11 @@ class Expected(NamedTuple):
 
 
 def expected_of(study_dir: Path | str, values: Iterable[object]) -> Expected:
-    """Return a run's `Expected`. values: those of COLUMNS. Read other tables only afterwards: a sweep may add rows."""
+    """Return what determines which rows a run must have. values: the run's values of COLUMNS.
+
+    Call this function before reading the other tables. If a sweep is training the run, a checkpoint that is read after
+    the tables may demand rows that the sweep has written in between.
+    """
     run = Expected(*values)  # type: ignore[arg-type]
     return run if run.status == "done" else run._replace(saved=checkpoints.head_of(Path(study_dir), run.name).step)
 
@@ -57,7 +64,7 @@ def _expected(study_dir: Path | str, runs: pd.DataFrame) -> list[Expected]:
 
 
 def steps_of(table: str, run: Expected, last: int) -> Ints:
-    """Return the steps up to `last` that must have rows, by the same rule as training.probes, which imports torch.
+    """Return the steps up to `last` that must have rows. The rule is that of training.probes, which imports torch.
 
     A watched run does not probe its last step, which is unknown in advance. A watched model without a residual stream
     has no rows in `residual`.
@@ -71,7 +78,7 @@ def steps_of(table: str, run: Expected, last: int) -> Ints:
 def lacking(table: str, run: Expected, steps: Ints, rows: Ints) -> str:
     """Describe which rows a run lacks or has in excess, in a string that is empty if the rows are right.
 
-    steps: the distinct steps, sorted; rows: the number of rows at each, which must be the same at every step.
+    steps: the distinct steps, sorted; rows: the number of rows at each step, which must be equal at all steps.
     """
     wanted = steps_of(table, run, run.last(steps))
     missing = strange = wanted[:0]
@@ -116,7 +123,10 @@ def read(
     *,
     text: bool = True,
 ) -> pd.DataFrame:
-    """Read as tables.read does, but leave out and warn of the runs that lack rows. runs: `runs` rows with COLUMNS."""
+    """Read one table as tables.read does, but leave out the runs that lack rows, and warn that they are left out.
+
+    runs: rows of the table `runs` with COLUMNS. The other arguments are those of tables.read.
+    """
     every = _expected(study_dir, runs)
     counted: list[Stretch] = []
     frame = tables.read(study_dir, table, columns, list(runs["run_id"]), module, text=text, counted=counted)
@@ -126,7 +136,7 @@ def read(
 
 
 def find(study_dir: Path, run_ids: Sequence[str]) -> dict[str, str]:
-    """Return run_id -> which rows the run lacks, for each run that lacks rows. run_ids: finished runs."""
+    """Return run_id -> which rows are missing, for each of the finished runs `run_ids` that lacks rows."""
     wrong: dict[str, str] = {}
     if run_ids:
         every = _expected(study_dir, tables.read(study_dir, "runs", list(COLUMNS), run_ids))
@@ -158,7 +168,7 @@ def wrong_in_files(study_dir: Path, run: Expected, *, is_new: bool) -> str:
 
 
 def warn_of(study_dir: Path | str, wrong: Mapping[str, str]) -> None:
-    """Warn which runs lack rows of a table, given as run_id -> what is wrong, if there are any."""
+    """Warn that runs are left out because they lack rows. wrong: run_id -> what is wrong; if empty, print nothing."""
     if wrong:
         warn(f"{said(wrong)}: left out; {remedy(Path(study_dir))}")
 
@@ -171,6 +181,6 @@ def remedy(study_dir: Path) -> str:
 
 
 def said(wrong: Mapping[str, str]) -> str:
-    """Return a line about runs that lack rows, given as run_id -> what is wrong."""
+    """Return a line about the runs that lack rows. wrong: run_id -> what is wrong."""
     (run_id, what), *more = wrong.items()
     return f"{run_id}: {what}" + (f" (and of {len(more)} more run{'s' * (len(more) > 1)})" if more else "")

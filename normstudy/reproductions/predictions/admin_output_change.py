@@ -3,18 +3,20 @@
 Source: Liu et al., arXiv:2004.08249, section 4, theorem 2 and the text after it: if every weight is perturbed
 independently, the variance of the change in a transformer's output grows as L in post-norm and as ln L in pre-norm.
 
-Computed: the mean square change of the logits when noise is added to every block matrix (1 % of the matrix's standard
-deviation); for each seed, the least-squares slope of the change's logarithm against ln L. `admin` has no band.
+Computed: noise of 1 % of the matrix's standard deviation is added to every block matrix. The change is the mean square
+change of the logits. The result for each seed is the least-squares slope of the change's logarithm against ln L. The
+placement `admin` is computed too, and has no band.
 
-Band: 1 for post-norm, as in the theorem, and at most 0.6 for pre-norm, this project's tolerance. Over these depths ln L
-grows like L^0.33, and four depths cannot distinguish ln L from a small power. Verdict: supported when the 95 % t
-interval over seeds lies in the band, not supported when it lies outside, inconclusive otherwise. An interval never lies
-in a band of one number, so post-norm's exponent can only be inconclusive (the interval contains 1) or not supported.
+Band: 1 for post-norm, as in the theorem, and at most 0.6 for pre-norm, this project's tolerance. Over the four depths,
+ln L grows like L^0.33, and cannot be distinguished from a small power. Verdict: supported when the 95 % t interval over
+seeds lies in the band, not supported when the interval lies outside, and inconclusive otherwise. Post-norm's band is
+one number, in which no interval can lie. Its verdict is therefore inconclusive if the interval contains 1, and
+otherwise not supported.
 
 Post-norm's exponent is above 1: over depths of 8 to 64, the change grows faster than the theorem's leading order.
 
 Why twenty seeds: post-norm's slopes scatter from below 1 to 2, because some initializations amplify every change far
-more than others. With five seeds the interval's half-width is about 0.6.
+more than other initializations. With five seeds the interval's half-width is about 0.6.
 """
 
 from normstudy.reproductions.entry import POST, PRE, Variant

@@ -5,11 +5,11 @@ xavier initialization with gain beta = (8L)^(-1/4) for the MLP's matrices, the v
 gain 1 for queries and keys.
 
 Computed: alpha and the gains of a model that is built and initialized as for training, at each depth and in every block
-(see `constants` in measure.py). The paper does not mention the embeddings, the positions and the output matrix; their
-gain is taken to be 1.
+(see `constants` in measure.py). The paper does not mention the embeddings, the positions and the output matrix. Their
+gain is assumed to be 1.
 
-Band: exact. Verdict: supported when every number equals the paper's within the rounding of float32 (a relative
-deviation of at most 1e-6), not supported otherwise. There is no interval.
+Band: exact. Verdict: supported when every number deviates from the paper's number by at most 1e-6 of it, the rounding
+of float32, and not supported otherwise. There is no interval.
 """
 
 from collections.abc import Callable

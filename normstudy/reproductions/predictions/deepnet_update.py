@@ -3,17 +3,17 @@
 Source: Wang et al., arXiv:2203.00555, section 4 and theorem 4.2: with the paper's alpha and beta, the change of the
 model's output after one SGD step is of the order of the learning rate, whatever the number of blocks.
 
-Computed: the root mean square change of the logits after one SGD step of rate 0.01 on all parameters except the norms',
-on the batch that gave the gradient; for each seed, the least-squares slope of the change's logarithm against ln L. A
-step that trains the norms too has no band.
+Computed: one SGD step of rate 0.01 changes all parameters except the norms'. The change is the root mean square change
+of the logits on the batch that gave the gradient. The result for each seed is the least-squares slope of the change's
+logarithm against ln L. A step that also trains the norms is computed too, and has no band.
 
-Band: 0 +- 0.15. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
-outside, inconclusive otherwise.
+Band: 0 +- 0.15. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when the
+interval lies outside, and inconclusive otherwise.
 
-Why the norms matter: the theorem counts only the sublayers' matrices, and beta makes their gradients and effects small.
-Neither alpha nor beta scales the gains and biases of the 2L norms. At any depth each norm has a gradient of the same
-size and moves the output by the same amount, always in the direction that lowers the loss. With the norms trained, the
-change therefore grows nearly as L.
+Why the norms matter: the theorem counts only the sublayers' matrices, whose gradients and effects beta makes small. The
+gains and biases of the 2L norms are scaled neither by alpha nor by beta. At any depth each norm has a gradient of the
+same size and moves the output by the same amount, always in the direction that lowers the loss. With the norms trained,
+the change therefore grows nearly as L.
 """
 
 from normstudy.reproductions.entry import Variant

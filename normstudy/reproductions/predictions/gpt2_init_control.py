@@ -1,16 +1,17 @@
 """With GPT-2's initialization, the last block's gradient in pre-norm does not depend on depth.
 
 Source: GPT-2 (Radford et al. 2019, section 2.3) scales the output projections by 1/sqrt(number of residual layers) at
-initialization. This is a control for Xiong et al., arXiv:2002.04745, theorem 1, whose exponent of -1/2 comes from the
-variance that the blocks add to the residual stream. If all blocks together add the same variance whatever their number,
-the last block's gradient must not depend on depth. The embeddings must be small too, or they outweigh the blocks.
+initialization. This prediction is a control for Xiong et al., arXiv:2002.04745, theorem 1, whose exponent of -1/2 comes
+from the variance that the blocks add to the residual stream. If all blocks together add the same variance at every
+depth, the last block's gradient must not depend on depth. The embeddings must be small too. Otherwise the embeddings
+outweigh the blocks.
 
-Computed: the L2 norm of the gradient of the last block's second MLP matrix in pre-norm with init `gpt2` and embeddings
-of standard deviation 0.02; for each seed, the least-squares slope of the norm's logarithm against ln L. The contrast
-has init `normal`, which does not scale with depth.
+Computed: the L2 norm of the gradient of the last block's second MLP matrix, in pre-norm with init `gpt2` and embeddings
+of standard deviation 0.02. The result for each seed is the least-squares slope of the norm's logarithm against ln L.
+The contrast has init `normal`, which does not scale with depth.
 
-Band: 0 +- 0.05; for the contrast -0.5 +- 0.1, as in theorem 1. Verdict: supported when the 95 % t interval over seeds
-lies in the band, not supported when it lies outside, inconclusive otherwise.
+Band: 0 +- 0.05. The contrast's band is -0.5 +- 0.1, as in theorem 1. Verdict: supported when the 95 % t interval over
+seeds lies in the band, not supported when the interval lies outside, and inconclusive otherwise.
 """
 
 from normstudy.reproductions.entry import Variant

@@ -1,15 +1,16 @@
 """With LayerNorm scaling, the variance of the residual stream grows only slowly from block to block.
 
 Source: Sun et al., arXiv:2502.05795, section 4: in pre-norm the variance grows at least linearly with depth. Dividing
-the output of the norms in block l by sqrt(l) slows this growth: at initialization block l adds a variance of about 1/l,
-so the variance grows as a logarithm.
+the output of the norms in block l by sqrt(l) slows this growth. At initialization, block l then adds a variance of
+about 1/l, and the variance grows as the logarithm of l.
 
-Computed: the mean of x_l^2 over tokens and dimensions in the deepest model; for each seed, the least-squares slope of
-the mean's logarithm against ln l, for l >= 1. Pre-norm, for contrast, has no band.
+Computed: the mean of x_l^2 over tokens and dimensions in the deepest model. The result for each seed is the
+least-squares slope of the mean's logarithm against ln l, for l >= 1. Pre-norm is computed for contrast, and has no
+band.
 
 Band: at most 0.35, this project's tolerance. Over 64 blocks, growth as 1 + c ln l has an exponent of 0.23 to 0.36 for c
-from 0.5 to 1.5; linear growth has an exponent of about 1. Verdict: supported when the 95 % t interval over seeds lies
-in the band, not supported when it lies outside, inconclusive otherwise.
+from 0.5 to 1.5. Linear growth has an exponent of about 1. Verdict: supported when the 95 % t interval over seeds lies
+in the band, not supported when the interval lies outside, and inconclusive otherwise.
 """
 
 from normstudy.reproductions import plots

@@ -1,20 +1,20 @@
 """Mix-LN should balance the gradients of the first and the last block; at initialization it does not.
 
 Source: Li et al., arXiv:2412.13795, section 3: with post-norm in the first quarter of the blocks and pre-norm in the
-rest, the blocks' gradients are more alike than in pre-norm.
+rest, the gradients of the blocks are more alike than the gradients in pre-norm.
 
-Computed: at each depth, the L2 norm of the gradient of the first block's second MLP matrix, divided by the same norm in
-the last block. For each seed, Mix-LN's |ln ratio| minus pre-norm's, averaged over the depths, is negative if Mix-LN's
-ratio is closer to 1 on a logarithmic scale. The figure shows each depth.
+Computed: at each depth, the L2 norm of the gradient of the first block's second MLP matrix, divided by the norm for the
+last block. The result for each seed is Mix-LN's |ln ratio| minus pre-norm's |ln ratio|, averaged over the depths. A
+negative result means that Mix-LN's ratio is closer to 1 on a logarithmic scale. The figure shows each depth.
 
-Band: none, because the paper shows gradients during training; so there is no verdict. Twenty seeds are used because
-with five the interval's half-width is 0.13.
+Band: none, and therefore no verdict, because the paper shows gradients during training, not at initialization. Twenty
+seeds are used because with five seeds the interval's half-width is 0.13.
 
 Why the difference is not negative at initialization: all post-norm blocks at the front have about equally large
-gradients. The last post-norm block passes a stream of unit variance to the first pre-norm block, just as the embeddings
-do in a pre-norm model. Over the pre-norm blocks the gradient therefore falls as in a pre-norm model of three quarters
-of the depth. But the post-norm blocks' gradient is larger than the first block's gradient in pre-norm. As a result, the
-ratio stays the same or grows a little.
+gradients. The last post-norm block passes a stream of unit variance to the first pre-norm block, as the embeddings do
+in a pre-norm model. Over the pre-norm blocks the gradient therefore falls as in a pre-norm model of three quarters of
+the depth. But the post-norm blocks' gradient is larger than the first block's gradient in pre-norm. As a result,
+Mix-LN's ratio is as far from 1 as pre-norm's, or a little farther.
 """
 
 import numpy as np

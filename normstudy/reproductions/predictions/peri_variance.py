@@ -1,14 +1,15 @@
 """Peri-norm adds a variance of 2 per block to the residual stream.
 
-Source: Kim et al., arXiv:2502.02732, section 3: a norm after each sublayer gives the sublayer's output unit variance
-whatever the weights, so the residual stream's variance grows by 1 per sublayer, 2 per block.
+Source: Kim et al., arXiv:2502.02732, section 3: a norm after each sublayer gives the sublayer's output unit variance,
+whatever the weights are. The residual stream's variance therefore grows by 1 per sublayer and by 2 per block.
 
-Computed: the mean of x_l^2 over tokens and dimensions in the deepest model (a shallower one equals its first blocks);
-for each seed, the mean after the last block minus the mean at the embeddings, divided by the number of blocks.
+Computed: the mean of x_l^2 over tokens and dimensions in the deepest model. A shallower model equals the first blocks
+of the deepest model. The result for each seed is the mean after the last block minus the mean at the embeddings,
+divided by the number of blocks.
 
-Band: 2 +- 0.15. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
-outside, inconclusive otherwise. The number differs between seeds because the 2L added vectors are not orthogonal in d =
-128 dimensions, and the tokens of a seed share their directions.
+Band: 2 +- 0.15. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when the
+interval lies outside, and inconclusive otherwise. The result differs between seeds because the 2L added vectors are not
+orthogonal in d = 128 dimensions, and because the directions of these vectors are similar for all tokens of a seed.
 """
 
 from matplotlib.figure import Figure

@@ -1,15 +1,16 @@
 """OLMo 2's reordered norm needs QK-norm, or a small initialization.
 
-Source: OLMo 2, arXiv:2501.00656, section 3. OLMo 2 places the norm after the sublayer and adds QK-norm; the paper
+Source: OLMo 2, arXiv:2501.00656, section 3. OLMo 2 places the norm after the sublayer and adds QK-norm. The paper
 predicts no number. The sublayers read the stream without a norm. Queries and keys therefore grow with the stream, and
 attention scores grow with the stream's variance. Then softmax saturates, and the gradient explodes over depth. QK-norm
-removes this growth. With a small initialization the scores are small from the start.
+removes this growth. With a small initialization, the attention scores are small from the start.
 
-Computed: at each depth, the L2 norm of the gradient of the first block's second MLP matrix, divided by the same norm in
-the last block: with xavier initialization and no QK-norm, with QK-norm, and with init `normal` (standard deviation
-0.02) and no QK-norm. A finding is the ratio's geometric mean over seeds at the deepest L.
+Computed: at each depth, the L2 norm of the gradient of the first block's second MLP matrix, divided by the norm for the
+last block. Three models are compared: xavier initialization without QK-norm, xavier initialization with QK-norm, and
+init `normal` (standard deviation 0.02) without QK-norm. A finding is the ratio's geometric mean over seeds at the
+largest L.
 
-Band: none; the numbers are measured, without a verdict.
+Band: none. The numbers are measured, without a verdict.
 """
 
 from matplotlib.figure import Figure

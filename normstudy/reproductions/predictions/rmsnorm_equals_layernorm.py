@@ -1,18 +1,19 @@
 """RMSNorm and LayerNorm give pre-norm the same gradients at initialization.
 
 Source: Zhang & Sennrich, arXiv:1910.07467, section 4: LayerNorm works by re-scaling, and re-centering can be left out.
-At initialization the mean of x over its d dimensions is of the order sqrt(Var(x)/d), so the divisors of the two norms
-differ by about 1/d = 1 %. The project's claim C4 is that pre-norm's gradients agree within 5 %.
+At initialization the mean of x over its d dimensions is of the order sqrt(Var(x)/d). The two norms therefore divide by
+numbers that differ by about 1/d = 1 %. The project's claim C4 is that pre-norm's gradients agree within 5 %.
 
-Computed: by how many percent the L2 norm of the gradient of each block's second MLP matrix differs between two pre-norm
-models with the same seed and L = 16 (the second depth). Post-norm is measured too, at L = 16 and at the deepest L.
+Computed: the difference in percent between two pre-norm models, with RMSNorm and with LayerNorm, in the L2 norm of the
+gradient of each block's second MLP matrix. Both models have the same seed and L = 16 (the second depth). Post-norm is
+measured too, at L = 16 and at the deepest L.
 
 Band: -5 % to 5 % in every block, this project's tolerance. Verdict: supported when in every block the 95 % t interval
-over seeds lies in the band, not supported when it lies wholly outside in one block or more, inconclusive otherwise. The
-finding shows the block whose interval is farthest outside the band or, if none is outside, closest to the band's edge.
-Post-norm has no band; its finding shows the block whose mean is farthest from 0. Post-norm's differences are much
-larger, because a small change of the stream persists in all later blocks. They vary much between sets of seeds, because
-each is the largest of many scattered means.
+over seeds lies in the band, not supported when the interval lies wholly outside in one block or more, and inconclusive
+otherwise. The finding shows the block whose interval is farthest outside the band or, if none is outside, closest to
+the band's edge. Post-norm has no band. Post-norm's finding shows the block whose mean is farthest from 0. Post-norm's
+differences are much larger, because a small change of the stream persists in all later blocks. Post-norm's findings
+vary much between sets of seeds, because a finding is the largest of many scattered means.
 
 Why twenty seeds: single seeds differ by up to 8 % in some block, in either direction. With five seeds the interval's
 half-width is about 5 % around means of 1 or 2 %.

@@ -1,19 +1,22 @@
 """Post-norm's gradient should shrink by a constant factor per block; at initialization it does not.
 
 Source: Xiong et al., arXiv:2002.04745, section 3.3, "Extended theory to other layers/parameters": on the way down from
-the last block each norm multiplies the gradient by the size of its Jacobian, which is sqrt(2/3) if the norm's input has
-a variance of 3/2 (lemmas 2 and 3). The gradient of block l is then (2/3)^((L - l)/2) times the last block's gradient.
+the last block, each norm multiplies the gradient by the size of the norm's Jacobian. This size is sqrt(2/3) if the
+norm's input has a variance of 3/2 (lemmas 2 and 3). The gradient of block l is then (2/3)^((L - l)/2) times the last
+block's gradient.
 
-Computed: the L2 norm of the gradient of each block's second MLP matrix in the deepest model; for each seed, the factor
-per block on the way down, exp(-s), where s is the least-squares slope of the norm's logarithm against the block number.
+Computed: the L2 norm of the gradient of each block's second MLP matrix in the deepest model. The result for each seed
+is exp(-s), the factor per block on the way down. Here s is the least-squares slope of the norm's logarithm against the
+block number.
 
 Band: (2/3)^(1/2) +- 0.03, that is 0.816 +- 0.03. Verdict: supported when the 95 % t interval over seeds lies in the
-band, not supported when it lies outside, inconclusive otherwise.
+band, not supported when the interval lies outside, and inconclusive otherwise.
 
 Why it is not supported: the argument counts the norm's Jacobian but not the Jacobian of the map x + f(x) before the
-norm. f is an independent random map whose output has half the variance of x, so x + f(x) multiplies the mean squares of
-both the stream and the gradient by 3/2. The factors sqrt(2/3) and sqrt(3/2) cancel, so the gradient is equally large in
-all blocks. In post-norm, gradients begin to vanish with the first updates, not before.
+norm. f is an independent random map whose output has half the variance of x. The map x + f(x) therefore multiplies the
+mean square of the stream by 3/2, and also the mean square of the gradient. The factors sqrt(2/3) and sqrt(3/2) cancel,
+and the gradient is equally large in all blocks. In post-norm, gradients begin to vanish with the first updates, not
+before.
 """
 
 import numpy as np

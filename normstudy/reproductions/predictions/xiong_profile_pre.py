@@ -1,14 +1,14 @@
 """Pre-norm's gradient falls as a power of the block's index, not exponentially.
 
 Source: Xiong et al., arXiv:2002.04745, section 3.3, "Extended theory to other layers/parameters": in a pre-norm
-transformer the stream's variance grows linearly with l, so the norm before block l divides the gradient of the block's
-matrices by a number that grows as sqrt(l). Nothing on the residual path multiplies the gradient.
+transformer the stream's variance grows linearly with l. The norm before block l therefore divides the gradient of the
+block's matrices by a number that grows as sqrt(l). Nothing on the residual path multiplies the gradient.
 
-Computed: the L2 norm of the gradient of each block's second MLP matrix in the deepest model; for each seed, the
-least-squares slope of the norm's logarithm against ln l, for l >= 1.
+Computed: the L2 norm of the gradient of each block's second MLP matrix in the deepest model. The result for each seed
+is the least-squares slope of the norm's logarithm against ln l, for l >= 1.
 
-Band: -0.5 +- 0.1. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when it lies
-outside, inconclusive otherwise.
+Band: -0.5 +- 0.1. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when the
+interval lies outside, and inconclusive otherwise.
 """
 
 from normstudy.reproductions import plots

@@ -4,15 +4,16 @@ Source: Xiong et al., arXiv:2002.04745, theorem 1: at initialization the gradien
 is at most of the order d sqrt(ln d) in a post-norm transformer. The number L of blocks does not matter, because the
 last norm restores unit variance.
 
-Computed: the gradient's L2 norm in the real block (4 heads, GELU) at each depth; for each seed, the least-squares slope
-of the norm's logarithm against ln L. The simplified block of the theorem's proof (one head, Q = K = 0, all matrices d x
-d, ReLU) has no band; it shows the effect of the simplification.
+Computed: the gradient's L2 norm in the real block (4 heads, GELU) at each depth. The result for each seed is the
+least-squares slope of the norm's logarithm against ln L. The simplified block of the theorem's proof (one head, Q = K =
+0, all matrices d x d, ReLU) is computed to show the effect of the simplification, and has no band.
 
-Band: at most 0.1. The theorem bounds the gradient from above, so its exponent is at most 0 in the limit of large L; 0.1
-is this project's tolerance for four depths of at most 64. Verdict: supported when the 95 % t interval over seeds lies
-in the band, not supported when it lies outside, inconclusive otherwise.
+Band: at most 0.1. The theorem bounds the gradient from above, so the gradient's exponent is at most 0 in the limit of
+large L. For four depths of at most 64, this project's tolerance is 0.1. Verdict: supported when the 95 % t interval
+over seeds lies in the band, not supported when the interval lies outside, and inconclusive otherwise.
 
-Why twenty seeds: the exponent is a few hundredths above 0, and with five seeds the interval's half-width is 0.07.
+Why twenty seeds: the exponent is only a few hundredths above 0, but the interval's half-width would be 0.07 with five
+seeds.
 """
 
 from normstudy.reproductions.entry import POST, Variant

@@ -2,14 +2,15 @@
 
 Source: Xiong et al., arXiv:2002.04745, theorem 1: at initialization the gradient of the last block's second MLP matrix
 is at most of the order d sqrt(ln d / L) in a pre-norm transformer of L blocks. Each block adds about the same variance
-to the residual stream, so the final norm divides the last block's gradient by a number that grows as sqrt(L).
+to the residual stream. The final norm therefore divides the last block's gradient by a number that grows as sqrt(L).
 
-Computed: the gradient's L2 norm in the real block (4 heads, GELU) at each depth; for each seed, the least-squares slope
-of the norm's logarithm against ln L. Twenty seeds are used because with five the interval's half-width is 0.07.
+Computed: the gradient's L2 norm in the real block (4 heads, GELU) at each depth. The result for each seed is the
+least-squares slope of the norm's logarithm against ln L. Twenty seeds are used because with five seeds the interval's
+half-width is 0.07.
 
-Band: at most -0.4. The theorem bounds the gradient from above, so its exponent is at most -0.5 in the limit of large L;
-0.1 is this project's tolerance for four depths of at most 64. Verdict: supported when the 95 % t interval over seeds
-lies in the band, not supported when it lies outside, inconclusive otherwise.
+Band: at most -0.4. The theorem bounds the gradient from above, so the gradient's exponent is at most -0.5 in the limit
+of large L. For four depths of at most 64, this project's tolerance is 0.1. Verdict: supported when the 95 % t interval
+over seeds lies in the band, not supported when the interval lies outside, and inconclusive otherwise.
 """
 
 from normstudy.reproductions.entry import PRE
