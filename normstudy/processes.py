@@ -200,16 +200,6 @@ class _Template:
                 self.unread[0].pid = self.child.pipe.recv()
                 self.unread.popleft()
 
-    def exit_code_of(self, child: _Forked) -> int:
-        """Wait for a child to end; returns its exit code, or 1 if the template was killed."""
-        code = 1
-        with self.noticing_its_end():
-            self.read_pids()
-            if child.pid is not None:
-                self.child.pipe.send(child.pid)
-                code = self.child.pipe.recv()
-        return code
-
     @contextlib.contextmanager
     def noticing_its_end(self) -> Iterator[None]:
         """A context for one exchange of messages with the template, while other threads wait.
@@ -241,8 +231,15 @@ class _Forked:
             os.kill(self.pid, number)  # the system does not reuse the process id before `wait` returns
 
     def wait(self) -> int:
+        """Wait for this process to end; returns its exit code, or 1 if the template was killed."""
         if self.code is None:
-            self.code = self.template.exit_code_of(self)
+            code = 1
+            with self.template.noticing_its_end():
+                self.template.read_pids()
+                if self.pid is not None:
+                    self.template.child.pipe.send(self.pid)
+                    code = self.template.child.pipe.recv()
+            self.code = code
         return self.code
 
 
