@@ -103,11 +103,10 @@ def place_all(study_dir: Path, files: Iterable[tuple[str, bytes | None]]) -> Non
         for relative, data in files:
             target = study_dir / relative
             folders.add(target.parent)
-            if data is None:
-                continue
-            part = state / f"{target.parent.name}-{target.name}.{writer}.part"
-            targets[part] = target
-            write_bytes(part, data)
+            if data is not None:
+                part = state / f"{target.parent.name}-{target.name}.{writer}.part"
+                targets[part] = target
+                write_bytes(part, data)
         _fsync_all(targets)
         for part, target in targets.items():
             os.replace(part, target)

@@ -40,10 +40,8 @@ class Expected(NamedTuple):
 
         steps: the steps that have rows.
         """
-        if self.status == "done" and self.source == schema.WATCH:
-            return self.n_steps - 1
         if self.status == "done":
-            found = self.nonfinite_step
+            found = None if self.source == schema.WATCH else self.nonfinite_step
             return self.n_steps - 1 if found is None or found != found else min(int(found), self.n_steps - 1)
         size = schema.window_size(self.n_steps, self.source)
         return max(self.saved // size * size - 1, int(steps.max(initial=-1)))
@@ -57,10 +55,6 @@ def expected_of(study_dir: Path | str, values: Iterable[object]) -> Expected:
     """
     run = Expected(*values)  # type: ignore[arg-type]
     return run if run.status == "done" else run._replace(saved=checkpoints.head_of(Path(study_dir), run.name).step)
-
-
-def _expected(study_dir: Path | str, runs: pd.DataFrame) -> list[Expected]:
-    return [expected_of(study_dir, values) for values in zip(*(runs[column] for column in COLUMNS), strict=True)]
 
 
 def steps_of(table: str, run: Expected, last: int) -> Ints:
@@ -127,7 +121,7 @@ def read(
 
     runs: rows of the table `runs` with COLUMNS. The other arguments are those of tables.read.
     """
-    every = _expected(study_dir, runs)
+    every = [expected_of(study_dir, row) for row in runs[list(COLUMNS)].itertuples(index=False, name=None)]
     counted: list[Stretch] = []
     frame = tables.read(study_dir, table, columns, list(runs["run_id"]), module, text=text, counted=counted)
     wrong = _wrong_of(table, every, counted)
@@ -139,7 +133,8 @@ def find(study_dir: Path, run_ids: Sequence[str]) -> dict[str, str]:
     """Return run_id -> which rows are missing, for each of the finished runs `run_ids` that lacks rows."""
     wrong: dict[str, str] = {}
     if run_ids:
-        every = _expected(study_dir, tables.read(study_dir, "runs", list(COLUMNS), run_ids))
+        runs = tables.read(study_dir, "runs", list(COLUMNS), run_ids)
+        every = [expected_of(study_dir, row) for row in runs.itertuples(index=False, name=None)]
         for table in schema.SERIES:
             counted: list[Stretch] = []
             tables.rows(study_dir / "tables" / table, schema.KEYS[table], run_ids, counted=counted)
