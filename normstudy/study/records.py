@@ -25,7 +25,7 @@ RECORD = pa.schema([pa.field("run_id", pa.string(), nullable=False), ("batch", p
 
 
 def record_failure(study_dir: Path, run_id: str, config: RunConfig, details: str) -> int:
-    """Set an unfinished run's status to `failed`, store the traceback `details`, and return the number of its crashes."""
+    """Set an unfinished run's status to `failed`, store the traceback `details`, and return its number of crashes."""
     before = parquet.read_row(study_dir, run_id) or {}
     if before.get("status") == "done":
         return tries_of(study_dir)[run_id]

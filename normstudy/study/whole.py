@@ -36,7 +36,7 @@ class Expected(NamedTuple):
     saved: int = 0  # the step at which an unfinished run resumes from its checkpoint
 
     def last(self, steps: Ints) -> int:
-        """Return the last step that must have rows: a finished run's last step, or an unfinished run's last written step.
+        """Return the last step that must have rows: a run's last step, or an unfinished run's last written step.
 
         steps: the steps that have rows.
         """
