@@ -17,7 +17,7 @@ from normstudy.study.schema import SCHEMAS, UNFILLED
 
 KINDS = cfg.asked_types()
 
-# What selects runs: either column -> value or values, or texts as given to --where.
+# What selects runs: a mapping column -> value or list of values, or texts as given to --where.
 Where = Mapping[str, object] | Sequence[str]
 ORDER = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 # Up to the next comma or the end: a condition, such as peak_lr>=1e-3, or one more value of the previous condition.

@@ -207,5 +207,5 @@ def _train(
     typed = [*words({**given, **keys}), *overrides, *flags]
     _, folders = main.train(command, typed)
     if not folders:
-        raise ConfigError(f"{' '.join(typed)} trains no run: use these words on the command line")
+        raise ConfigError(f"{' '.join(typed)} trains no run, so it works only on the command line: type it there")
     return Study(folders[0])

@@ -1,4 +1,4 @@
-"""Write a large study of random numbers for the benchmark and scripts/scaling.py, with files as a sweep writes."""
+"""Write a large study of random numbers, in files like a sweep's, for the benchmark and scripts/scaling.py."""
 
 import datetime
 import itertools

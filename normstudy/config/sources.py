@@ -133,7 +133,7 @@ def _file_of(root: Path, module: str) -> Path | None:
 def is_users(path: Path, root: Path) -> bool:
     """Return whether a file is the user's own: not part of Python, normstudy or an installed package."""
     library = Path(sysconfig.get_path("stdlib"))
-    # Every folder of the path counts, because a virtual environment may lie inside the user's folder.
+    # Check every folder of the path, because a virtual environment may lie inside the user's folder.
     return not (INSTALLED & set(path.parts) or HERE in path.parents or library in (root, *root.parents))
 
 

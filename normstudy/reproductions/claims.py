@@ -149,7 +149,7 @@ def findings(results: Path) -> list[Evidence]:
 
 
 def _best_cells(best: _Study) -> Evidence:
-    # The seeds that every cell has select each placement's best cell. This selection biases the losses of these seeds
+    # The seeds that all cells share choose each placement's best cell. This choice biases the losses of these seeds
     # downwards, so only the other seeds measure the difference.
     cell = ["placement", "peak_lr", "warmup_steps"]
     runs = best.runs.assign(failed=best.runs["outcome"].isin(FAILED))

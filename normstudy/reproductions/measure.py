@@ -89,7 +89,7 @@ def _rows(models: Models, quantity: str, values: Tensor, layers: Sequence[int | 
 
 
 def _mean_squares(tensors: list[Tensor]) -> Tensor:
-    """Return a mean square for each tensor and run, float64 (tensors, runs). streams: equally large (runs, ...)."""
+    """Return mean squares, float64 (tensors, runs). tensors: of shape (runs, ...), all of the same size."""
     return probes.rms_by_run(tensors).double().square()
 
 

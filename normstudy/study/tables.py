@@ -51,7 +51,7 @@ def prepare(study_dir: Path, *, shared: bool = False) -> None:
                 )
         if not shared:
             _add_columns(study_dir, table)
-        # Write the schema file last. While it is old or missing, the next sweep adds columns to the remaining files.
+        # Write the schema file last: until it is new, the next sweep adds the columns to files that lack them.
         files.place(study_dir, f"tables/{table}/{SCHEMA_FILE}", encode(table, SCHEMAS[table].empty_table()))
 
 
@@ -215,7 +215,7 @@ def read(
     """
     check_is_study(Path(study_dir))
     every = table == "runs" and run_ids is None
-    # List the runs of the other tables before reading `runs`: a run that begins in between then does not look lost.
+    # List the other tables' runs before reading `runs`, so that a run that begins in between does not look lost.
     began = runs_with_windows(Path(study_dir)) if every else set()
     compacted = gathered(Path(study_dir), "steps") if every else set()
     wanted = SCHEMAS[table].names if columns is None else {*SORT[table], *columns}

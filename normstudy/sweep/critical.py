@@ -124,7 +124,7 @@ def _print_expected(search: Search, planned: Plan) -> None:
     )
     say(
         f"expected: about {round(n * expected.runs)} runs ({expected.runs:.0f} per cell) until the intervals are "
-        f"narrower than {settings.width:g} decades; a grid with the same error, {expected.error:.2g} decades, and "
+        f"narrower than {settings.width:g} decades; for the same error ({expected.error:.2g} decades), a grid with "
         f"{simulate.GRID_SEEDS} seeds per value needs about {round(n * expected.grid_runs)} runs "
         f"({expected.grid_runs:.0f} per cell)"
     )

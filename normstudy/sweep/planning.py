@@ -202,7 +202,7 @@ def _list(values: Iterable[object]) -> str:
 
 
 def _check_own(configs: Iterable[RunConfig], device: str) -> None:
-    """Test each user-defined block and norm once per shape. Without any, planning for a CPU does not import torch."""
+    """Test user-defined blocks and norms once per shape. If there are none, planning for a CPU imports no torch."""
     own = [config for config in configs if sources.is_own(config.model.placement) or sources.is_own(config.model.norm)]
     for config in {(dataclasses.astuple(c.model), dataclasses.astuple(c.data)): c for c in own}.values():
         from normstudy.model.contract import check as contract

@@ -98,7 +98,7 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
         if kept[name] is not None and not least <= kept[name] <= LARGEST:
             raise ConfigError(f"{name} {value!r} must be {least} or more, and at most {LARGEST}")
     if kept["step"] is not None and kept["resume"] is None:
-        raise ConfigError(f"step {kept['step']} needs resume: set resume to the id of the run to continue")
+        raise ConfigError(f"step={kept['step']} needs resume: set resume to the id of the run to continue")
     if kept["scaler"] is not None and not hasattr(kept["scaler"], "_scale"):
         raise ConfigError(f"scaler is of type {type(kept['scaler']).__name__}: give the torch.amp.GradScaler")
     if kept["names"] is not None and not callable(kept["names"]):

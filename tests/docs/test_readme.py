@@ -100,8 +100,8 @@ def test_the_claims_in_words_have_the_numbers_of_the_tables(claims: dict[str, Ev
         f"With warmup it falls to {value(f'{warmed}, step 20')} and recovers to {value(f'{warmed}, step 599')}",
         f"power -{value(index)}",
         f"is {value(f'{pre}, step 0')} at initialization and {value(f'{pre}, step 599')} at the last step",
-        f"a rate of 1e-3, {boundary['n_steps'].iloc[0]} steps and 100 of warmup, {failed.text} post-norm runs fail, "
-        f"two are unfinished and {learned.text} learn",
+        f"a rate of 1e-3, with warmup in 100 of {boundary['n_steps'].iloc[0]} steps, {failed.text} post-norm runs "
+        f"fail, two are unfinished and {learned.text} learn",
         f"the loss of pre-norm too, by {value(f'{gain}0.03')} nats",
         f"lower by {value(f'{behind}2 layers, 0.001, no warmup')} nats with 2 layers and by "
         f"{value(f'{behind}4 layers, 0.001, no warmup')} with 4",

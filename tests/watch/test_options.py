@@ -55,7 +55,7 @@ CIRCULAR["self"] = CIRCULAR
         ({"config": {"a": CIRCULAR}}, "config contains itself"),
         ({"seed": "x"}, "seed 'x' is not a whole number"),
         ({"seed": -1}, "seed -1 must be 0 or more"),
-        ({"step": 3}, "step 3 needs resume"),
+        ({"step": 3}, "step=3 needs resume"),
         ({"resume": "mine-0123456789", "step": -3}, "step -3 must be 0 or more"),
         ({"resume": 3}, "resume 3 is not text"),
         ({"unigram_entropy": 2.0}, "an outcome needs both"),
