@@ -33,8 +33,8 @@ def prepare(study_dir: Path, *, shared: bool = False) -> None:
     """Create the study's folders and schema files, and add the columns that an older version's files lack.
 
     The caller must hold the study's lock. shared: whether other commands may write to the study at the same time. If
-    `shared` is true, no existing file is changed, and missing columns raise ConfigError. A damaged file and unknown
-    columns always raise ConfigError.
+    `shared` is true, no existing file is changed, and missing columns raise ConfigError. A file that is read raises
+    ConfigError if it is damaged or has unknown columns. If a schema file is up to date, its table's files are not read.
     """
     for table in TABLES:
         folder = study_dir / "tables" / table

@@ -36,9 +36,9 @@ class Expected(NamedTuple):
     saved: int = 0  # the step at which an unfinished run resumes from its checkpoint
 
     def last(self, steps: Ints) -> int:
-        """Return the last step that must have rows: a run's last step, or an unfinished run's last written step.
+        """Return the last step that must have rows. steps: the steps that have rows.
 
-        steps: the steps that have rows.
+        If unfinished: the later of the last of `steps` and the end of the last full window before a checkpoint.
         """
         if self.status == "done":
             found = None if self.source == schema.WATCH else self.nonfinite_step
