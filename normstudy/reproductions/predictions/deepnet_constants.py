@@ -8,7 +8,7 @@ Computed: alpha and the gains of a model that is built and initialized as for tr
 (see `constants` in measure.py). The paper does not mention the embeddings, the positions and the output matrix. Their
 gain is assumed to be 1.
 
-Band: exact. Verdict: supported when every number deviates from the paper's number by at most 1e-6 of it, the rounding
+Band: exact. Verdict: supported when no number's relative deviation from the paper's number exceeds 1e-6, the rounding
 of float32, and not supported otherwise. There is no interval.
 """
 

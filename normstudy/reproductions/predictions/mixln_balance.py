@@ -14,7 +14,7 @@ Why the difference is not negative at initialization: all post-norm blocks at th
 gradients. The last post-norm block passes a stream of unit variance to the first pre-norm block, as the embeddings do
 in a pre-norm model. Over the pre-norm blocks the gradient therefore falls as in a pre-norm model of three quarters of
 the depth. But the post-norm blocks' gradient is larger than the first block's gradient in pre-norm. As a result,
-Mix-LN's ratio is as far from 1 as pre-norm's, or a little farther.
+Mix-LN's ratio equals pre-norm's ratio, or is a little larger.
 """
 
 import numpy as np
