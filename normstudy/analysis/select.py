@@ -35,7 +35,7 @@ def conditions(where: Where) -> list[tuple[str, str, tuple[str, ...]]]:
         plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in where.items()}
         many = {name: value if isinstance(value, list | tuple | range) else [value] for name, value in plain.items()}
         if empty := [name for name, values in many.items() if len(values) == 0]:
-            raise ConfigError(f"where has no value for {empty[0]}, so `where` selects no run: give a value")
+            raise ConfigError(f"`where` gives no value for {empty[0]}, so it selects no run: give a value")
         return [(name, "=", tuple(map(_text, values))) for name, values in many.items()]
     found: list[tuple[str, str, tuple[str, ...]]] = []
     for word in [where] if isinstance(where, str) else where:

@@ -127,8 +127,8 @@ def expand(
     for axis in axes:
         if isinstance(axis.value(), list):
             raise ConfigError(f"hydra.sweeper.params.{axis.input_line} is a list: use comma-separated text, as in 0,1")
-    # Typed values come last, so they replace the experiment's values of the same key. A dictionary has a group's key,
-    # as in model={n_layers:2}, but must not replace the group's choice, as in model=tiny: keep both.
+    # Typed values come last, so they replace the experiment's values of the same key. The dictionary
+    # model={n_layers:2} has the key `model`, as the choice model=tiny does, but must not replace the choice: keep both.
     values = {(o.get_key_element(), _is_dict(o)): _values(o.get_key_element(), o) for o in (*axes, *typed)}
     n_runs = math.prod(map(len, values.values()))
     if n_runs > MAX_RUNS:

@@ -46,7 +46,7 @@ class ExecutionConfig:
     checkpoint_seconds: float = 60.0  # time between two checkpoints of a batch
     retry_failed: bool = True  # whether to retry runs that crashed during an earlier command
     max_tries: int = 3  # number of crashes after which a run is no longer retried
-    # The following keys are read only if cluster=slurm.
+    # The following keys have an effect only with cluster=slurm.
     partition: str | None = None  # one partition, or several as a,b; null: Slurm's default
     account: str | None = None  # null: Slurm's default
     gpus: int = 0  # GPUs per job: 0 or 1

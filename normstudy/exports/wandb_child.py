@@ -21,7 +21,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4  # kinds of chunks: a complete record, or
 
 
 def main(folder: Path) -> None:
-    """Write a run for each line of stdin, until the line `null`."""
+    """Read runs from stdin, one JSON text per line, and write them until the line `null`."""
     import wandb
 
     settings = wandb.Settings(

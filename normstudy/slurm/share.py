@@ -62,7 +62,7 @@ class Share:
         return DelayedSubmission(self)
 
     def left(self) -> list[Task]:
-        """Return the tasks without runs that are finished, or crashed in this job. Return [] if the study is sealed."""
+        """Return the tasks, each with its unfinished runs that have not crashed in this job; [] for a sealed study."""
         if (self.study_dir / schema.SEALED).exists():
             return []
         statuses, tries = tables.statuses(self.study_dir), records.tries_of(self.study_dir)

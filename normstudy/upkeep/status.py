@@ -174,7 +174,7 @@ class Looker:
     def _read_rows(self) -> tuple[pd.DataFrame, tuple[int, int] | None]:
         """Read the `runs` rows of runs not known to be finished, and the compacted file's inode and time of change."""
         folder, compacted, ids = self.study / "tables" / "runs", self._stamp(), None
-        # Leave ids at None, to read all rows, if the compacted file was replaced and thus may have new runs.
+        # A compacted file that was replaced may have new runs: then ids stay None, and all rows are read.
         if compacted == self._compacted:
             files = tables.names_in(folder)
             ids = [i for i in (schema.run_of("runs", name) for name in files) if i not in self._done]

@@ -39,7 +39,12 @@ def wide(device: torch.device) -> torch.dtype:
 @torch.no_grad()
 def sum_of_squares(x: Tensor) -> Tensor:
     """Return the sum of a tensor's squares, in the device's widest type."""
-    norm: Tensor = torch.linalg.vector_norm(x.detach(), dtype=wide(x.device))
+    x = x.detach()
+    if x.is_cpu and not torch.compiler.is_compiling():  # on a CPU, `norms` takes a quarter of the time of float64 sums
+        fast = norms([x])[0]
+        if ORDINARY[0] < float(fast) < ORDINARY[1]:
+            return fast.double().square()
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=wide(x.device))
     return norm.square()
 
 

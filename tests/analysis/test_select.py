@@ -145,7 +145,7 @@ def test_load_reads_only_the_runs_that_meet_the_conditions(tmp_path: Path) -> No
         write_handmade_run(tmp_path / "s", handmade_config(tmp_path, seed=seed))
     assert load(tmp_path / "s", where={"seed": [0, 1], "biases": True}).runs["seed"].tolist() == [0, 1]
     assert len(load(tmp_path / "s", where={"peak_lr": handmade_config(tmp_path).schedule.peak_lr}).runs) == 3
-    with pytest.raises(ConfigError, match="where has no value for seed"):
+    with pytest.raises(ConfigError, match="`where` gives no value for seed"):
         load(tmp_path / "s", where={"seed": []})
     some = load(tmp_path / "s", where="seed>=1,seed!=2")
     (run_id,) = some.runs["run_id"]

@@ -66,9 +66,9 @@ def test_the_critical_rates_are_those_of_the_search() -> None:
         return edge_text(found.loc[(placement, warmup)], settings)
 
     assert missing(README, [
-        f"With 12 layers, {found['n_steps'].iloc[0]} steps and no warmup, half of post-norm's runs fail at a rate of "
-        f"{text('post', 0)}, and half of pre-norm's runs fail at {text('pre', 0)}",
-        f"With 100 warmup steps, half of post-norm's runs fail at {text('post', 100)}",
+        f"With 12 layers, {found['n_steps'].iloc[0]} steps and no warmup, half of the post-norm runs fail at a "
+        f"peak rate of {text('post', 0)}, and half of the pre-norm runs at {text('pre', 0)}",
+        f"With 100 warmup steps, half of the post-norm runs fail at {text('post', 100)}",
     ]) == []  # fmt: skip
 
 
