@@ -11,7 +11,6 @@ from matplotlib.figure import Figure, SubFigure
 
 from normstudy.bench import summary
 from normstudy.bench.rows import THEORY
-from normstudy.errors import ConfigError
 from normstudy.figures import style
 from normstudy.figures.paper import TWO_COLUMNS
 
@@ -25,13 +24,8 @@ WHOLE = "run-step"
 
 def draw(stored: pd.DataFrame, out: Path) -> None:
     """Draw the figure into the folder `out`. The same version of matplotlib always writes the same bytes."""
-    path = out / "bench.png"
     with style.rc():
-        fig = figure(stored)
-        try:
-            style.save(fig, path, "png")
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be written ({error.strerror}): pass another --out") from None
+        style.save(figure(stored), out / "bench.png", "png")
 
 
 def figure(stored: pd.DataFrame) -> Figure:

@@ -227,31 +227,23 @@ def _loop(name: str, scope: Scope, stack: contextlib.ExitStack) -> Callable[[], 
     model = GPT2LMHeadModel(GPT2Config(**GPT2))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     tokens = torch.randint(256, (8, 128))
-    record = _recorder(name, model, optimizer, scope, stack)
 
-    def step() -> None:
+    def step(record: Callable[[Any], object]) -> None:
         loss = model(input_ids=tokens, labels=tokens).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         record(loss)
 
-    return step
-
-
-def _recorder(
-    name: str, model: Any, optimizer: Any, scope: Scope, stack: contextlib.ExitStack
-) -> Callable[[Any], object]:
-    """Return the function that the loop `name` calls with its loss after each step."""
     if name == BARE:
-        return lambda loss: None
+        return partial(step, lambda loss: None)
     if name in (WATCHED, TENTH):
         from normstudy.watch.watcher import Watch
 
         every = 1 if name == WATCHED else 10
         watch = Watch(model, optimizer, study=f"every{every}", results_dir=str(scope.folder), every=every, dense=0)
         stack.enter_context(watch)
-        return lambda loss: watch.log(train_loss=loss)
+        return partial(step, lambda loss: watch.log(train_loss=loss))
     if name == WANDB:
         import wandb
 
@@ -259,7 +251,7 @@ def _recorder(
         run = wandb.init(mode="offline", dir=str(scope.folder), project="watching")
         stack.callback(run.finish)
         run.watch(model, log="gradients", log_freq=1)
-        return lambda loss: run.log({"loss": loss.item()})
+        return partial(step, lambda loss: run.log({"loss": loss.item()}))
     from lightning.pytorch.utilities import grad_norm
 
-    return lambda loss: grad_norm(model, 2)
+    return partial(step, lambda loss: grad_norm(model, 2))

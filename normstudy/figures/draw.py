@@ -94,11 +94,7 @@ def plot_study(
                 result.found[name] = str(lack)
                 continue
             path = folder / f"{name}.{fmt}"
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                style.save(fig, path, fmt)
-            except OSError as error:
-                raise ConfigError(f"{path} cannot be written: {error.strerror}. Choose another --out") from error
+            style.save(fig, path, fmt)
             result.found[name], result.captions[name] = path, str(fig.get_label())
             if study.omitted:
                 result.omitted[name] = list(dict.fromkeys(study.omitted))

@@ -10,6 +10,8 @@ import numpy as np
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from normstudy.errors import ConfigError
+
 FORMATS = ("png", "svg", "pdf")
 
 # A line style: a name such as "-", or an offset and alternating lengths of dashes and gaps, in units of the line width.
@@ -57,8 +59,7 @@ def shades(n: int, colormap: str) -> list[str]:
 # `rc` does not change settings with these prefixes, which concern the machine, not the figure. Changing some of them
 # has side effects.
 _MACHINE = (
-    "backend", "interactive", "toolbar", "webagg", "tk.", "timezone", "savefig.directory", "docstring",
-    "macosx",
+    "backend", "interactive", "toolbar", "webagg", "tk.", "timezone", "savefig.directory", "docstring", "macosx",
 )  # fmt: skip
 
 
@@ -79,7 +80,10 @@ def rc() -> contextlib.AbstractContextManager[None]:
 
 
 def save(fig: Figure, path: Path, fmt: str) -> None:
-    """Write a figure without dates, so that the same version of matplotlib always writes the same bytes."""
+    """Write a figure without dates, so that the same version of matplotlib always writes the same bytes.
+
+    Creates the file's folder. Raises ConfigError if the file cannot be written.
+    """
     metadata: dict[str, dict[str, str | None]] = {
         "png": {"Software": f"Matplotlib {matplotlib.__version__}"},
         "svg": {"Date": None, "Creator": None},
@@ -94,4 +98,8 @@ def save(fig: Figure, path: Path, fmt: str) -> None:
             engine.execute(fig)
             fig.set_layout_engine("none")
         fig.savefig(sink, format=fmt, metadata=metadata[fmt])
-    path.write_bytes(sink.getvalue())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(sink.getvalue())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}. Choose another --out") from error

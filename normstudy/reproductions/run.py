@@ -138,15 +138,10 @@ def _bar(total: float) -> "tqdm[NoReturn]":
 
 def draw(name: str, out: Path, findings: list[Finding]) -> None:
     """Draw a reproduction's figure. A table always gives a file with the same bytes."""
-    target = out / "figures" / f"{name}.png"
     with style.rc():
         figure = REPRODUCTIONS[name].draw(tables.read(out, name), findings)
         plots.cite(figure, REPRODUCTIONS[name].source)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            style.save(figure, target, "png")
-        except OSError as error:
-            raise ConfigError(f"{target} cannot be written: {error.strerror}. Give another --out") from None
+        style.save(figure, out / "figures" / f"{name}.png", "png")
 
 
 HEADER = ("name", "quantity", "source says", "band", "value [95 % interval]", "seeds", "verdict")
