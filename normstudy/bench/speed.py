@@ -153,8 +153,7 @@ def searching(scope: Scope) -> Iterator[Sample]:
     from normstudy.search import simulate  # imports pandas
     from normstudy.search.settings import settings_of
 
-    config = run_config(D64_L6)
-    grid = CELLS * SEARCH_STEPS * simulate.expected(settings_of([config])).grid_runs
+    grid = CELLS * SEARCH_STEPS * simulate.expected(settings_of([run_config(D64_L6)])).grid_runs
     words = [*SEARCH, f"schedule.n_steps={SEARCH_STEPS}", f"results_dir={scope.folder}", "study=searched"]
     with Race("j", D64_L6, len(os.sched_getaffinity(0)), scope) as race:
         race.add_plain(PER_CORE, "train", race.n)

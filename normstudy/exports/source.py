@@ -178,8 +178,7 @@ class ExportedRun(NamedTuple):
 def runs_of(source: Source, what: str) -> Iterator[ExportedRun]:
     """Yield the runs one by one. On a terminal, a progress bar shows `what` and the time left."""
     series = zip(*(source.rows(table) for table in SERIES), strict=True)
-    rows = (row for batch in source.runs.to_batches(1) for row in batch.to_pylist())
-    runs = zip(rows, series, strict=True)
+    runs = zip((row for batch in source.runs.to_batches(1) for row in batch.to_pylist()), series, strict=True)
     for row, of_run in tqdm(runs, total=source.runs.num_rows, unit="run", desc=what, **bar_options()):
         yield ExportedRun(row, _by_step(*of_run))
 

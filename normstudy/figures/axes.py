@@ -65,8 +65,7 @@ def norm_ticks(axis: Axis) -> None:
 def layer_axis(axis: Axis, top: int) -> None:
     """Set about eight ticks for layers 0 to `top`, always with a tick at 0 and at `top`. axis: the x or the y axis."""
     every = max(1, -(-top // 7))
-    ticks = [t for t in range(0, top + 1, every) if t == 0 or top - t >= every * 0.6] + [top]
-    axis.set_ticks(sorted(set(ticks)))
+    axis.set_ticks(sorted({t for t in range(0, top + 1, every) if t == 0 or top - t >= every * 0.6} | {top}))
 
 
 def draw_seed_lines(

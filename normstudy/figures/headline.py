@@ -57,8 +57,7 @@ def headline(study: Study) -> FigureBase:
 
 def alike(table: pd.DataFrame, runs: pd.DataFrame, look: Look) -> bool:
     """Return whether the mean losses of two arms or more are too close to tell apart on the axis of the loss."""
-    mean = series.seed_mean(table, runs, log=False)
-    by_step = mean.groupby("step")["value"].agg(["min", "max"])
+    by_step = series.seed_mean(table, runs, log=False).groupby("step")["value"].agg(["min", "max"])
     gap = (by_step["max"] - by_step["min"]).max()
     return len(look.arms(runs)) > 1 and bool(gap < ALIKE * (by_step["max"].max() - by_step["min"].min()))
 
@@ -79,8 +78,7 @@ def _ranked(study: Study) -> FigureBase:
     across = study.paper.fit(2)
     fig = study.paper.new(ranking.height(order) * (2 // across))
     left, right = fig.subplots(2 // across, across, sharey=True)
-    edge = ranking.loss_axis([left], order)
-    ranking.draw_ranking(left, order, order.columns[-1], edge)
+    ranking.draw_ranking(left, order, order.columns[-1], ranking.loss_axis([left], order))
     left.set_title("What happens: the loss", loc="left", pad=14)
     ranking.stripe_rows(right, order)
     draw_span(right, study, order)

@@ -76,8 +76,7 @@ def _profiles(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label
 
     across = study.paper.fit(columns)
     lines = -(-columns // across)  # rows of axes for each panel
-    height = 1.7 if len(panels) * lines > 1 else 2.1
-    fig = study.paper.new(height * len(panels) * lines + 0.9)
+    fig = study.paper.new((1.7 if len(panels) * lines > 1 else 2.1) * len(panels) * lines + 0.9)
     grid = fig.subplots(len(panels) * lines, across, sharex=True, sharey=True, squeeze=False)
     for line, panel, row in zip(grid.reshape(len(panels), -1), panels, shots, strict=True):
         for ax, (name, at) in zip(line, row, strict=False):
@@ -213,9 +212,7 @@ def _arms(study: Study) -> tuple[list[Panel], list[str]]:
     for i, (hue, dash, part) in enumerate(arms):
         first, rest = phrase(look.hue, hue), [phrase(look.dash, dash)] if look.dash else []
         if i < MAX_MAPS:
-            seeds = count_text(len(part), "seed")
-            panels.append(Panel(f"{folded(first, LONG)},\n{', '.join([*rest, seeds])}", part))
+            panels.append(Panel(f"{folded(first, LONG)},\n{', '.join([*rest, count_text(len(part), 'seed')])}", part))
         else:
             study.omitted.append(", ".join([first, *rest]))
-    dropped = [f"{MAX_MAPS} of {len(arms)} panels shown"] * (len(panels) < len(arms))
-    return panels, held(study, runs) + dropped
+    return panels, held(study, runs) + [f"{MAX_MAPS} of {len(arms)} panels shown"] * (len(panels) < len(arms))

@@ -93,8 +93,7 @@ def spread(found: Sequence[Value], limit: int, column: str) -> list[Value]:
         return [chosen(found, column)]
     picked = [round(i * (len(found) - 1) / (limit - 1)) for i in range(limit)]
     if column == "peak_lr" and limit > 2 and (best := found.index(chosen(found, column))) not in picked:
-        inner = min(range(1, limit - 1), key=lambda i: abs(picked[i] - best))
-        picked[inner] = best
+        picked[min(range(1, limit - 1), key=lambda i: abs(picked[i] - best))] = best
     return [found[i] for i in sorted(picked)]
 
 
@@ -155,8 +154,7 @@ def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> L
     many = {c: n for c, n in text.items() if n > MAX_HUES}
     facet = "placement" if "placement" in many else max(many, key=lambda c: many[c], default=None)
     few = [c for c in text if c not in many]
-    usual = "placement" if facet is None else "n_layers"
-    hue = "placement" if "placement" in few else next(iter(few), usual)
+    hue = "placement" if "placement" in few else next(iter(few), "placement" if facet is None else "n_layers")
     dash = "warmup_steps" if "warmup_steps" in swept(runs) else next((c for c in few if c != hue), None)
 
     notes = list[str]()

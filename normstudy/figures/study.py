@@ -181,8 +181,7 @@ def load(study_dir: Path, where: Where | None = None, paper: Paper = USUAL) -> S
         count = runs["status"].value_counts()
         states = ", ".join(f"{n} {status}" for status, n in sorted(count.items())) or "no runs"
         raise ConfigError(f"{study_dir} has no finished run to draw ({states}): start or resume its sweep")
-    columns = ["run_id", "step", "train_loss", "val_loss"]
-    steps = whole.read(study_dir, "steps", done, columns, text=False)
+    steps = whole.read(study_dir, "steps", done, ["run_id", "step", "train_loss", "val_loss"], text=False)
     names = short_names(ended)
     alike = ended if search is None else ended.assign(**{search.of: done[search.of].iloc[0]})
     look, fields = choose_look(alike, names), swept(ended)

@@ -53,8 +53,7 @@ def _silent(part: dict[str, Any]) -> dict[str, Any]:
 
 def _runs(name: str, x: alt.X, y: alt.Y) -> alt.Chart:
     """Return a chart of the data set `name`, in which each run has the color of the run's cell."""
-    made: alt.Chart = alt.Chart(alt.NamedData(name)).encode(x=x, y=y, color=alt.Color("color:N", scale=None))
-    return made
+    return alt.Chart(alt.NamedData(name)).encode(x=x, y=y, color=alt.Color("color:N", scale=None))
 
 
 def _line(chart: alt.Chart) -> alt.Chart:

@@ -96,8 +96,7 @@ def read(folders: Sequence[Path], where: Where = ()) -> Bundle:
     fields = tuple(c for c in swept(runs) if c not in searched)
     names = short_names(runs)
     cells = _cells(runs, fields, names)
-    keys = set(runs["key"])
-    steps, modules, residual = (frame[frame["key"].isin(keys)] for frame in (steps, modules, residual))
+    steps, modules, residual = (frame[frame["key"].isin(runs["key"])] for frame in (steps, modules, residual))
     return Bundle(tuple(sources), runs, steps, modules, residual, fields, searched, cells, names)
 
 
@@ -109,8 +108,7 @@ def _distinct(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     name = pd.Series([losses.get(key, key) for key in runs["key"]], runs.index)
     later = runs["of"] != runs.groupby(name)["of"].transform("first")
     also = {key: tuple(part) for key, part in runs.loc[later, "of"].groupby(name)}
-    others = pd.Series([also.get(key, ()) for key in name], runs.index)
-    return runs.assign(also=others)[~later].reset_index(drop=True)
+    return runs.assign(also=pd.Series([also.get(key, ()) for key in name], runs.index))[~later].reset_index(drop=True)
 
 
 def _cells(runs: pd.DataFrame, fields: Sequence[str], names: dict[str, str]) -> tuple[Cell, ...]:

@@ -92,8 +92,7 @@ class _Study:
         """Return the share of the queried runs whose outcome is in OUTCOMES[outcome]."""
         runs = self.runs.query(query)
         k, n = int(runs["outcome"].isin(OUTCOMES[outcome]).sum()), len(runs)
-        quantity = f"runs {outcome}, {models}"
-        return Evidence(claim, quantity, self.name, k / n, *share_interval(k, n), n, is_share=True)
+        return Evidence(claim, f"runs {outcome}, {models}", self.name, k / n, *share_interval(k, n), n, is_share=True)
 
     def compared(self, runs: pd.DataFrame, by: str) -> dict[Any, Any]:
         """Compare runs that differ only in the seed and in the column `by`. Return the only row of `compare_pairs`."""

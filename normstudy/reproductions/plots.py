@@ -54,8 +54,7 @@ def finish(fig: Figure, prediction: str, findings: Sequence[Finding], handles: S
     fig.set_figheight(fig.get_figheight() + 0.155 * len(lines) + 0.16 * rows)
     fig.suptitle(typeset("\n".join(lines)), x=0.01, ha="left", linespacing=1.35, fontsize=7.5)
     # matplotlib fills a legend column by column. Padded and reordered, the entries fill the legend row by row.
-    blank = Line2D([], [], ls="none", label=" ")
-    grid = [*handles, *[blank] * (rows * columns - len(handles))]
+    grid = [*handles, *[Line2D([], [], ls="none", label=" ")] * (rows * columns - len(handles))]
     ordered = [grid[row * columns + column] for column in range(columns) for row in range(rows)]
     fig.legend(handles=ordered, loc="outside lower center", ncols=columns)
     return fig
@@ -123,8 +122,7 @@ def points(ax: Axes, x: Floats, y: Floats, color: str, marker: str, shift: float
 def lines(ax: Axes, x: Floats, y: Floats, color: str, *, geometric: bool) -> None:
     """Draw a thin line per seed, and a bold line for the mean over seeds."""
     ax.plot(x, y, lw=style.THIN, color=color, alpha=0.5, zorder=2)
-    mean = np.exp(log(y).mean(1)) if geometric else y.mean(1)
-    ax.plot(x, mean, lw=style.BOLD, color=color, zorder=4)
+    ax.plot(x, np.exp(log(y).mean(1)) if geometric else y.mean(1), lw=style.BOLD, color=color, zorder=4)
 
 
 def means(ax: Axes, x: Floats, y: Floats, color: str) -> None:

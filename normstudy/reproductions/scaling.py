@@ -77,8 +77,7 @@ def entry(
         handles.append(plots.seed_point_handle())
         return plots.finish(fig, prediction, found, [*handles, *plots.area_handles("fit")])
 
-    models = ((curve.measured[0], curve.variant) for curve in curves)
-    needs = needing(*models, deepest=over_blocks, many=many_seeds)
+    needs = needing(*((c.measured[0], c.variant) for c in curves), deepest=over_blocks, many=many_seeds)
     return Reproduction(source, prediction, needs, findings, draw)
 
 

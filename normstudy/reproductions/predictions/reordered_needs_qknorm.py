@@ -38,8 +38,7 @@ def findings(table: Table) -> list[Finding]:
 
 def draw(table: Table, found: list[Finding]) -> Figure:
     fig, (ax,) = plots.figure()
-    handles = plots.ratios(ax, table, LOOKS)
-    return plots.finish(fig, PREDICTION, found, [*handles, plots.seed_point_handle()])
+    return plots.finish(fig, PREDICTION, found, [*plots.ratios(ax, table, LOOKS), plots.seed_point_handle()])
 
 
 ENTRY = Reproduction("OLMo 2, arXiv:2501.00656, section 3", PREDICTION, NEEDS, findings, draw)
