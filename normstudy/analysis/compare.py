@@ -10,15 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from normstudy.analysis.grid import (
-    FORMULA,
-    count_text,
-    interval_text,
-    markdown_table,
-    plain_table,
-    share_text,
-    value_text,
-)
+from normstudy.analysis import grid
+from normstudy.analysis.grid import count_text, interval_text, share_text, value_text
 from normstudy.analysis.outcomes import FAILED
 from normstudy.analysis.pairs import MIN_PAIRS, RESULTS, compare_pairs
 from normstudy.analysis.select import KINDS, Where, native, select, tell_sources_apart
@@ -86,7 +79,7 @@ def values_as_text(found: pd.DataFrame, fmt: str) -> str:
     values = pd.DataFrame({c: pd.Series([native(c, v) for v in found[c]], dtype=object) for c in found.columns})
     if fmt == "json":
         return json.dumps(values.to_dict("records"), indent=1, allow_nan=False)
-    shown = values.map(lambda v: re.sub(FORMULA, r"'\1", short(v)) if isinstance(v, str) else v)
+    shown = values.map(lambda v: re.sub(grid.FORMULA, r"'\1", short(v)) if isinstance(v, str) else v)
     return shown.to_csv(index=False, lineterminator="\n").rstrip("\n")
 
 
@@ -146,7 +139,7 @@ def table_lines(cells: list[str], header: list[str], parts: list[Row], fmt: str)
     right = {i for i, name in enumerate(header) if name in numeric}
     if fmt == "markdown":
         rows = [[cell.replace("\n", " ") for cell in (*place, *texts)] for place, texts in parts]
-        return markdown_table(header, rows, right)
+        return grid.markdown_table(header, rows, right)
     first = [i == 0 or parts[i - 1][0] != place for i, (place, _) in enumerate(parts)]  # first row of its cell?
     rows = [[*(place if top else [""] * len(place)), *texts] for top, (place, texts) in zip(first, parts, strict=True)]
     narrow = [[*row[:-1], "\n".join(textwrap.wrap(row[-1], 16))] for row in rows]
@@ -172,4 +165,4 @@ def _text_table(header: list[str], rows: list[list[str]], right: set[int]) -> li
         width = max(len(line) for cell in cells for line in cell.split("\n"))
         parts = textwrap.wrap(name.replace("_", "_ "), width + 1, break_long_words=False) if width else [name]
         titles.append("\n".join(parts).replace("_ ", "_"))
-    return plain_table(titles, rows, right)
+    return grid.plain_table(titles, rows, right)

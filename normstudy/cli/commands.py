@@ -252,9 +252,9 @@ def reproduce(argv: list[str]) -> int:
         )
     from normstudy.reproductions import run, workers
 
+    if args.tier not in (None, run.TIER):
+        raise ConfigError(f"--tier {args.tier} does not exist: give --tier {run.TIER}")
     names = run.check_names(args.names) or list(run.REPRODUCTIONS)
-    if args.tier is not None:
-        names = run.names_of(args.tier)
     if args.list:
         print(run.listing(names))
         return 0

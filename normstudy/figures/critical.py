@@ -15,7 +15,7 @@ from normstudy.figures import axes as on_axes
 from normstudy.figures import layout, style
 from normstudy.figures.final_grid import GOLDEN, XAxis, beside_x, draw_ticks, x_axis
 from normstudy.figures.look import swept, varies
-from normstudy.figures.study import Lacks, Panel, Study
+from normstudy.figures.study import Lacks, Study
 from normstudy.search.answer import counted, edges
 from normstudy.search.posterior import posterior
 from normstudy.search.rounds import COUNTS_AS, CRASHED, FAIL, NOT_LEARN, count
@@ -39,11 +39,6 @@ def searched(study: Study) -> tuple[Study, Settings, XAxis]:
     cells = study.ended.assign(**{settings.of: 0})
     x = x_axis(cells[["n_layers", "data_sha256"]] if varies(cells, "n_layers") else cells, ())
     return replace(study, panel_fields=tuple(swept(cells))), settings, x
-
-
-def finished(panels: list[Panel]) -> pd.DataFrame:
-    runs = pd.concat([panel.runs for panel in panels])
-    return runs[runs["outcome"] != CRASHED]
 
 
 def critical_table(runs: pd.DataFrame, x: XAxis, settings: Settings) -> pd.DataFrame:
@@ -114,7 +109,9 @@ def critical_depth(study: Study, *, maps: bool = False) -> FigureBase:
         look = replace(study.look, hue="", dash=None, colors={"": BLACK}, dashes={"": "-"})
         runs, what = study.ended.assign(hue="", dash=""), f"{what}, and every run's outcome"
     panels, notes = cells.panels(runs, skip=[c for c in (x.column, look.hue, look.dash) if c])
-    shown = finished(panels).sort_values([settings.of, "run_id"])
+    shown = (
+        pd.concat([panel.runs for panel in panels]).query("outcome != @CRASHED").sort_values([settings.of, "run_id"])
+    )
     fig, axes = layout.subplots(study.paper, len(panels), height=2.4, share=1.0)
     arms = [(hue, dash) for hue in look.colors for dash in look.dashes]
     beside = len(look.dashes) if look.hue == x.column else len(arms)  # number of arms at the same x position
@@ -168,7 +165,7 @@ def critical_curve(study: Study) -> FigureBase:
     """Draw a panel for each cell. The x axis shows the searched key, the y axis outcomes and the expected failures."""
     cells, settings, _ = searched(study)
     panels, notes = cells.panels(study.ended, MAX_CELLS)
-    shown = finished(panels)
+    shown = pd.concat([panel.runs for panel in panels]).query("outcome != @CRASHED")
     fig, axes = layout.subplots(study.paper, len(panels), columns=3, height=1.6)
     for ax, panel in zip(axes, panels, strict=True):
         draw_curve(ax, panel.runs.sort_values([settings.of, "run_id"]), settings)

@@ -58,14 +58,12 @@ def shades(n: int, colormap: str) -> list[str]:
 
 # `rc` does not change settings with these prefixes, which concern the machine, not the figure. Changing some of them
 # has side effects.
-_MACHINE = (
-    "backend", "interactive", "toolbar", "webagg", "tk.", "timezone", "savefig.directory", "docstring", "macosx",
-)  # fmt: skip
+_HOST = ("backend", "interactive", "toolbar", "webagg", "tk.", "timezone", "savefig.directory", "docstring", "macosx")
 
 
 def rc() -> contextlib.AbstractContextManager[None]:
     """Return a context with matplotlib's defaults and the settings of our figures. A user's rc file has no effect."""
-    base: dict[str, object] = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith(_MACHINE)}
+    base: dict[str, object] = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith(_HOST)}
     changed = base | {
         "savefig.dpi": 220, "lines.markersize": 4,
         "font.size": 7.5, "axes.titlesize": 7.5, "figure.titlesize": 8, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5,

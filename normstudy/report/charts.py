@@ -9,9 +9,7 @@ import vl_convert
 VEGA_LITE = "6.4"  # Altair's version; vl-convert contains several versions
 GREY = "#666666"  # copied from figures/style.py, which takes a second to import
 TEXT = "currentColor"  # the page's text color, whose contrast is tested
-LOG_STEP = alt.X(
-    "x:Q", title="step + 1", scale=alt.Scale(type="log", nice=False), axis=alt.Axis(format="~s", tickCount=5)
-)
+STEP = alt.X("x:Q", title="step + 1", scale=alt.Scale(type="log", nice=False), axis=alt.Axis(format="~s", tickCount=5))
 CONFIG = {
     "background": "transparent", "view": {"stroke": None}, "aria": False,
     "axis": {"labelColor": TEXT, "titleColor": TEXT, "gridOpacity": 0.25, "labelFontSize": 11, "titleFontSize": 12},
@@ -67,7 +65,7 @@ def _loss() -> alt.LayerChart:
     y = alt.Y("value:Q", title="loss, nats per token", scale=alt.Scale(zero=False, nice=False, padding=5))
     known = alt.Chart(alt.NamedData("entropies")).encode(y=y)
     names = known.mark_text(align="left", dx=2, dy=-4, color=TEXT, fontSize=10).encode(text="name:N", x=alt.value(0))
-    train, val = _line(_runs("train", LOG_STEP, y)), _runs("val", LOG_STEP, y).mark_point(size=14, filled=True)
+    train, val = _line(_runs("train", STEP, y)), _runs("val", STEP, y).mark_point(size=14, filled=True)
     return alt.LayerChart(layer=[known.mark_rule(strokeDash=[2, 3], color=GREY), names, train, val])
 
 
@@ -76,7 +74,7 @@ def _map() -> alt.LayerChart:
     color = alt.Color("value:Q", title=None, scale=scale, legend=alt.Legend(format=".2~g", gradientLength=200))
     layer = alt.Y("layer:O", title="layer", sort="descending")
     cells = alt.Chart(alt.NamedData("map")).mark_rect()
-    cells = cells.encode(x=LOG_STEP, x2="x2:Q", y=layer, color=color, tooltip=["layer:O", "step:Q", "value:Q"])
+    cells = cells.encode(x=STEP, x2="x2:Q", y=layer, color=color, tooltip=["layer:O", "step:Q", "value:Q"])
     chosen = alt.Chart(alt.NamedData("chosen")).mark_rule(color="white", strokeWidth=2).encode(x="x:Q")
     return alt.LayerChart(layer=[cells, chosen])
 

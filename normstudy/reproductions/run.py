@@ -46,13 +46,6 @@ class Reproduced(NamedTuple):
     measured: list[str]
 
 
-def names_of(tier: int) -> list[str]:
-    """Return the names of all reproductions. Raises a ConfigError if `tier` is not TIER."""
-    if tier != TIER:
-        raise ConfigError(f"--tier {tier} does not exist: give --tier {TIER}")
-    return list(REPRODUCTIONS)
-
-
 def check_names(names: Sequence[str]) -> list[str]:
     """Return the names without repetitions. Raises a ConfigError for an unknown name."""
     for name in names:

@@ -109,7 +109,7 @@ def test_another_definition_is_measured(once: Path, monkeypatch: pytest.MonkeyPa
 
 def test_what_reproductions_share_is_measured_once() -> None:
     sizes = Sizes()
-    needs = [need for name in run.names_of(0) for need in REPRODUCTIONS[name].needs(sizes)]
+    needs = [need for name in REPRODUCTIONS for need in REPRODUCTIONS[name].needs(sizes)]
     wanted = run.units(needs)
     queue = run.jobs(wanted, sizes)
     handed_out = [(job.kind, job.variant, job.depth, seed) for job in queue for seed in job.seeds]
@@ -164,7 +164,7 @@ def test_list_names_all_and_measures_nothing(capfd: Capture, tmp_path: Path, mon
         assert main.main(["reproduce", *words]) == 0
         out, err = capfd.readouterr()
         assert err == ""
-        assert [line.split()[0] for line in out.splitlines() if "(tier 0)" in line] == run.names_of(0)
+        assert [line.split()[0] for line in out.splitlines() if "(tier 0)" in line] == list(REPRODUCTIONS)
         assert "arXiv:2002.04745" in out
     assert content(tmp_path) == {}
 

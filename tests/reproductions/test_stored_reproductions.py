@@ -105,7 +105,7 @@ def test_the_page_shows_the_verdicts_of_the_tables() -> None:
     page = (ROOT / "docs" / "reproductions.md").read_text()
     between = re.search(r"<!-- reproductions -->\n(.*)<!-- /reproductions -->", page, re.S)
     assert between is not None
-    findings = {name: REPRODUCTIONS[name].findings(stored(name)) for name in run.names_of(0)}
+    findings = {name: REPRODUCTIONS[name].findings(stored(name)) for name in REPRODUCTIONS}
     assert between[1].strip() == run.render(findings, "markdown")
 
 

@@ -8,9 +8,8 @@ change of the logits. The result for each seed is the least-squares slope of the
 placement `admin` is computed too, and has no band.
 
 Band: 1 for post-norm, as in the theorem, and at most 0.6 for pre-norm, this project's tolerance. Over the four depths,
-ln L grows like L^0.33, and cannot be distinguished from a small power. Verdict: supported when the 95 % t interval over
-seeds lies in the band, not supported when the interval lies outside, and inconclusive otherwise. Post-norm's band is
-one number, in which no interval can lie. Its verdict is therefore inconclusive if the interval contains 1, and
+ln L grows like L^0.33, and cannot be distinguished from a small power. Verdict: by the rule in verdicts.py. Post-norm's
+band is one number, in which no interval can lie. Its verdict is therefore inconclusive if the interval contains 1, and
 otherwise not supported.
 
 Post-norm's exponent is above 1: over depths of 8 to 64, the change grows faster than the theorem's leading order.

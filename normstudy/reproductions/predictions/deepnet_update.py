@@ -7,8 +7,7 @@ Computed: one SGD step of rate 0.01 changes all parameters except the norms'. Th
 of the logits on the batch that gave the gradient. The result for each seed is the least-squares slope of the change's
 logarithm against ln L. A step that also trains the norms is computed too, and has no band.
 
-Band: 0 +- 0.15. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when the
-interval lies outside, and inconclusive otherwise.
+Band: 0 +- 0.15. Verdict: by the rule in verdicts.py.
 
 Why the norms matter: the theorem counts only the sublayers' matrices, whose gradients and effects beta makes small. The
 gains and biases of the 2L norms are scaled neither by alpha nor by beta. At any depth each norm has a gradient of the

@@ -10,8 +10,7 @@ Computed: the L2 norm of the gradient of the last block's second MLP matrix, in 
 of standard deviation 0.02. The result for each seed is the least-squares slope of the norm's logarithm against ln L.
 The contrast has init `normal`, which does not scale with depth.
 
-Band: 0 +- 0.05. The contrast's band is -0.5 +- 0.1, as in theorem 1. Verdict: supported when the 95 % t interval over
-seeds lies in the band, not supported when the interval lies outside, and inconclusive otherwise.
+Band: 0 +- 0.05. The contrast's band is -0.5 +- 0.1, as in theorem 1. Verdict: by the rule in verdicts.py.
 """
 
 from normstudy.reproductions.entry import Variant

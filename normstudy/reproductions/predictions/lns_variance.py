@@ -9,8 +9,7 @@ least-squares slope of the mean's logarithm against ln l, for l >= 1. Pre-norm i
 band.
 
 Band: at most 0.35, this project's tolerance. Over 64 blocks, growth as 1 + c ln l has an exponent of 0.23 for c = 0.5
-and 0.36 for c = 1.5. Linear growth has an exponent of about 1. Verdict: supported when the 95 % t interval over seeds
-lies in the band, not supported when the interval lies outside, and inconclusive otherwise.
+and 0.36 for c = 1.5. Linear growth has an exponent of about 1. Verdict: by the rule in verdicts.py.
 """
 
 from normstudy.reproductions import plots

@@ -7,9 +7,8 @@ Computed: the mean of x_l^2 over tokens and dimensions in the deepest model. A s
 of the deepest model. The result for each seed is the mean after the last block minus the mean at the embeddings,
 divided by the number of blocks.
 
-Band: 2 +- 0.15. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when the
-interval lies outside, and inconclusive otherwise. The result differs between seeds because the 2L added vectors are not
-orthogonal in d = 128 dimensions, and because the directions of these vectors are similar for all tokens of a seed.
+Band: 2 +- 0.15. Verdict: by the rule in verdicts.py. The result differs between seeds because the 2L added vectors are
+not orthogonal in d = 128 dimensions, and because the directions of these vectors are similar for all tokens of a seed.
 """
 
 from matplotlib.figure import Figure

@@ -7,8 +7,7 @@ variance, and a random ReLU layer adds one half.
 Computed: the mean of x^2 over tokens and dimensions before the last norm of each block in the deepest model. A
 shallower model equals the first blocks of the deepest model. The result for each seed is the average over the blocks.
 
-Band: 1.5 +- 0.05. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when the
-interval lies outside, and inconclusive otherwise.
+Band: 1.5 +- 0.05. Verdict: by the rule in verdicts.py.
 """
 
 from matplotlib.figure import Figure

@@ -9,8 +9,7 @@ Computed: the L2 norm of the gradient of each block's second MLP matrix in the d
 is exp(-s), the factor per block on the way down. Here s is the least-squares slope of the norm's logarithm against the
 block number.
 
-Band: (2/3)^(1/2) +- 0.03, that is 0.816 +- 0.03. Verdict: supported when the 95 % t interval over seeds lies in the
-band, not supported when the interval lies outside, and inconclusive otherwise.
+Band: (2/3)^(1/2) +- 0.03, that is 0.816 +- 0.03. Verdict: by the rule in verdicts.py.
 
 Why it is not supported: the argument counts the norm's Jacobian but not the Jacobian of the map x + f(x) before the
 norm. f is an independent random map whose output has half the variance of x. The map x + f(x) therefore multiplies the

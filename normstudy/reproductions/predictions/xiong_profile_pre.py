@@ -7,8 +7,7 @@ block's matrices by a number that grows as sqrt(l). Nothing on the residual path
 Computed: the L2 norm of the gradient of each block's second MLP matrix in the deepest model. The result for each seed
 is the least-squares slope of the norm's logarithm against ln l, for l >= 1.
 
-Band: -0.5 +- 0.1. Verdict: supported when the 95 % t interval over seeds lies in the band, not supported when the
-interval lies outside, and inconclusive otherwise.
+Band: -0.5 +- 0.1. Verdict: by the rule in verdicts.py.
 """
 
 from normstudy.reproductions import plots

@@ -9,8 +9,7 @@ least-squares slope of the norm's logarithm against ln L. The simplified block o
 0, all matrices d x d, ReLU) is computed to show the effect of the simplification, and has no band.
 
 Band: at most 0.1. The theorem bounds the gradient from above, so the gradient's exponent is at most 0 in the limit of
-large L. For four depths of at most 64, this project's tolerance is 0.1. Verdict: supported when the 95 % t interval
-over seeds lies in the band, not supported when the interval lies outside, and inconclusive otherwise.
+large L. For four depths of at most 64, this project's tolerance is 0.1. Verdict: by the rule in verdicts.py.
 
 Why twenty seeds: the exponent is only a few hundredths above 0, but the interval's half-width would be 0.07 with five
 seeds.

@@ -9,8 +9,7 @@ least-squares slope of the norm's logarithm against ln L. Twenty seeds are used 
 half-width is 0.07.
 
 Band: at most -0.4. The theorem bounds the gradient from above, so the gradient's exponent is at most -0.5 in the limit
-of large L. For four depths of at most 64, this project's tolerance is 0.1. Verdict: supported when the 95 % t interval
-over seeds lies in the band, not supported when the interval lies outside, and inconclusive otherwise.
+of large L. For four depths of at most 64, this project's tolerance is 0.1. Verdict: by the rule in verdicts.py.
 """
 
 from normstudy.reproductions.entry import PRE
