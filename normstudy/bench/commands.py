@@ -1,10 +1,8 @@
 """Measure rows `c`, `d`, `f` and `k` of the benchmark: the time and memory of commands that train little or nothing.
 
-Row c sweeps tiny runs of three training steps. The time to plan 1,000 runs excludes the start-up time. The start-up
-time is the time of a dry run of two runs. The parent process's memory per run is the difference of its memory in sweeps
-of 1,000 and of 100 runs, divided by 900. Rows f and k read generated studies. Row f reads one study in two forms: with
-many files per table, as a sweep writes them, and with one file per table, as `normstudy compact` writes it. In rows f
-and k, peak memory is summed over all processes of a command.
+Row c sweeps tiny runs. The time to plan 1,000 runs excludes the start-up time, which is the time of a dry run of two
+runs. Rows f and k read generated studies, and sum peak memory over all processes of a command. Row f reads one study in
+two forms: as a sweep writes it, and as `normstudy compact` writes it.
 """
 
 import contextlib

@@ -1,9 +1,8 @@
 """Measure row `e` of the benchmark: how CPU time grows with depth, width, sequence length, batch size and runs.
 
 In theory, the time of a training step is proportional to the number of floating-point operations in its matrix
-products. Each part of a block is timed alone, forward and backward, while `n` = seq_len or `d` = d_model varies. In
-theory, a norm's time grows as n d, and the time of attention without projections as n^2 d. The time of the four
-projections (q, k, v and out) grows as n d^2, and so does the time of all six matrices (projections and MLP).
+products. Each part of a block is timed alone, forward and backward, while `n` = seq_len or `d` = d_model varies. POWERS
+has the powers of n and d with which the parts' times grow in theory. `attention` leaves out the projections.
 """
 
 import time

@@ -3,8 +3,7 @@
 In rows a and i, normstudy has one single-threaded worker per core, trains batches as large as in a large sweep, and
 writes its tables. The plain loops write no files. Line a3 is a share of a training step's time: the time that the
 step's matrix products take if the fastest library computes each product. In row b, one process trains three copies of
-the same runs. The copies alternate step by step, and a round has 20 steps of each copy. In row g, the clock stops when
-the GPU has finished. Row j compares a search with an equally accurate grid. The grid's time is not measured, but
+the same runs, which alternate step by step. Row j compares a search with an equally accurate grid. The grid's time is
 computed: the grid's number of run-steps divided by the speed of plain loops, with one loop per core.
 """
 

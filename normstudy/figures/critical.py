@@ -30,10 +30,7 @@ CURVES: dict[str, tuple[str, float, style.LineStyle, str]] = {  # of each edge: 
 
 
 def searched(study: Study) -> tuple[Study, Settings, XAxis]:
-    """Return the study with all varying fields as panel fields, the study's search, and the x axis.
-
-    The x axis shows the depth if it varies.
-    """
+    """Return the study with all varying fields as panel fields, its search, and the x axis (the depth if it varies)."""
     if (settings := study.search) is None:
         raise Lacks("the study has no search for critical values: start one with normstudy critical")
     cells = study.ended.assign(**{settings.of: 0})
@@ -56,10 +53,7 @@ def critical_table(runs: pd.DataFrame, x: XAxis, settings: Settings) -> pd.DataF
 
 
 def draw_edge(ax: Axes, table: pd.DataFrame, shift: float, color: str, ls: style.LineStyle, name: str) -> None:
-    """Draw one edge of `critical_table`, `shift` to the right of each `place`.
-
-    A known value is drawn with its interval, and a bound as an arrow.
-    """
+    """Draw one edge of `critical_table`, `shift` to the right of each `place`: intervals, and arrows for bounds."""
     at, value, known = table["place"] + shift, table["value"], table["bound"] == ""
     fails = (table["edge"] == FAIL).all()
     lengths = [(value - table["low"])[known], (table["high"] - value)[known]]

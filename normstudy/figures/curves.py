@@ -67,10 +67,7 @@ def training_table(study: Study, runs: pd.DataFrame, column: str = "train_loss")
 def draw_losses(
     ax: Axes, study: Study, runs: pd.DataFrame, table: pd.DataFrame, *, labelled: bool, top: float, smooth: bool = False
 ) -> None:
-    """Draw loss curves, reference losses, and a marker at each diverged run's last finite loss.
-
-    If this loss exceeds `top`, the marker is drawn at `top`.
-    """
+    """Draw loss curves, reference losses, and a marker at each diverged run's last finite loss, at most at `top`."""
     look = study.look
     on_axes.draw_references(ax, series.entropies(runs), labelled=labelled)
     on_axes.draw_seed_lines(ax, table, runs, look, log=False, smooth=smooth)

@@ -121,10 +121,7 @@ def draw(study: Study, name: str) -> Figure:
 
 
 def _folder_name(where: Where, paper: Paper) -> str:
-    """Return a subfolder's name that tells `where` and `paper`, such as `peak_lr=3e-3,placement=post`.
-
-    The name is "" if `where` and `paper` are the defaults.
-    """
+    """Return a subfolder's name that tells `where` and `paper`, such as `peak_lr=3e-3`, or "" for the defaults."""
     signs = {"!=": "=not ", "<": "=below ", "<=": "=to ", ">": "=above ", ">=": "=from "}
     parts = [f"{c}{signs.get(sign, sign)}{','.join(texts)}" for c, sign, texts in sorted(conditions(where))]
     for name in ("module", "quantity", "width", "title"):

@@ -35,10 +35,7 @@ class XAxis(NamedTuple):
 
 
 def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
-    """Choose the numeric column with the most values, preferably a column that is not in `taken`.
-
-    taken: the columns that color and line style show.
-    """
+    """Choose the numeric column with the most values, preferably none that color or line style shows (`taken`)."""
     preferred = ("peak_lr", "n_layers", "warmup_steps", "d_model")
     varying = [c for c in swept(runs) if c not in cfg.TEXT_COLUMNS]
     numeric = [c for c in varying if KINDS.get(c) in (int, float)]
@@ -75,8 +72,7 @@ def grid_table(runs: pd.DataFrame, x: XAxis) -> pd.DataFrame:
     """Return each run's hue, dash, run_id, outcome, place, value and at, sorted by value.
 
     value: the final loss, or NaN if the run diverged. place: the x position of the run's value of `x.column`. at: the
-    x position of the run's marker, shifted from `place` to keep markers of equal losses apart. The shifts are
-    multiples of the golden ratio, modulo 1.
+    x position of the run's marker, shifted from `place` to keep markers of equal losses apart.
     """
     value = runs["final_val_loss"].astype(float).where(runs["outcome"] != "diverged")
     place = [x.places[native(x.column, v)] for v in runs[x.column]]

@@ -67,9 +67,7 @@ def _profiles(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label
     if study.look.facet is not None:
         return _facets(study, rows, what, x_label, y_label, top)
     panels, notes = study.panels(study.at_headline(), MAX_ROWS)
-    shots = [
-        series.snapshots(rows[rows["run_id"].isin(p.runs["run_id"])], int(p.runs["n_steps"].max())) for p in panels
-    ]
+    shots = [series.snapshots(rows[rows["run_id"].isin(p.runs["run_id"])], series.last_step(p.runs)) for p in panels]
     columns = max(len(s) for s in shots)
     if columns == 0:
         raise Lacks("no recorded gradient norm is finite")
@@ -117,7 +115,7 @@ def _facets(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: 
     """Draw a panel for each value of the facet (a text field). Colors show the first, second and last snapshot."""
     panels, notes = _of_facet(study, one_dash=False)
     shown = pd.concat([p.runs for p in panels])
-    shots = series.snapshots(rows[rows["run_id"].isin(shown["run_id"])], int(shown["n_steps"].max()))
+    shots = series.snapshots(rows[rows["run_id"].isin(shown["run_id"])], series.last_step(shown))
     if not shots:
         raise Lacks("no recorded gradient norm is finite")
     few = dict.fromkeys((0, min(1, len(shots) - 1), len(shots) - 1))

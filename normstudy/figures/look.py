@@ -165,10 +165,7 @@ def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> L
 
 
 def colors_of(hue: str, names: Sequence[str]) -> dict[str, str]:
-    """Choose a color for each value of `hue`: fixed for a built-in name, and darker for a deeper model.
-
-    All other names get colors that no value of `hue` has.
-    """
+    """Choose a color for each value of `hue`: fixed for a built-in name, darker for a deeper model, else unused."""
     if hue == "n_layers":
         return dict(zip(names, reversed(style.shades(len(names), style.ORDERED)), strict=True))
     fixed = style.PLACEMENT_COLORS if hue == "placement" else {}

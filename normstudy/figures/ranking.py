@@ -200,10 +200,7 @@ def draw_references(ax: Axes, references: list[tuple[str, float]]) -> None:
 
 
 def loss_axis(axes: list[Axes], ranking: Ranking) -> float:
-    """Set limits of the loss axes that include all final losses and the unigram and bigram entropy.
-
-    Returns the x position at which diverged runs are drawn.
-    """
+    """Make the loss axes include all final losses and the uni- and bigram entropy. Return the x of diverged runs."""
     references = [r for r in series.entropies(ranking.runs) if r[0] != "ln(vocab)"]
     diverged = ranking.runs["outcome"] == "diverged"
     ended = [float(v) for v in ranking.runs.loc[~diverged, "final_val_loss"]] + [v for _, v in references]

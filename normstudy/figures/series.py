@@ -49,7 +49,7 @@ def zeros(study: Study, rows: pd.DataFrame) -> list[str]:
     return [f"a {what} of exactly 0 is not drawn ({', '.join(names[:4])}{more}: step {_span(gone['step'])})"]
 
 
-def snapshots(rows: pd.DataFrame, n_steps: int) -> list[tuple[str, pd.DataFrame]]:
+def snapshots(rows: pd.DataFrame, last_step: int) -> list[tuple[str, pd.DataFrame]]:
     """Return (title, rows) for each snapshot: at initialization, after 5, 20 and 100 updates, and at the end.
 
     A snapshot contains each run's last recorded step up to the snapshot's step, without runs that had ended by then.
@@ -57,7 +57,7 @@ def snapshots(rows: pd.DataFrame, n_steps: int) -> list[tuple[str, pd.DataFrame]
     """
     ends = last_of_run(rows)
     out: list[tuple[str, pd.DataFrame]] = []
-    for wanted in [s for s in SNAPSHOTS if s < n_steps - 1]:
+    for wanted in [s for s in SNAPSHOTS if s < last_step]:
         below = rows[(rows["step"] <= wanted) & (ends >= wanted)]
         at = below[below["step"] == last_of_run(below)]
         if len(at) and not (out and set(at["step"]) == set(out[-1][1]["step"])):

@@ -71,9 +71,13 @@ def reproduce(
     keys = {name: tables.definition(sizes, needs[name]) for name in names}
     missing = [name for name in names if again or tables.stored_definition(out, name) != keys[name]]
     measure({name: needs[name] for name in missing}, keys, out, sizes, processes)
-    report = Reproduced({name: REPRODUCTIONS[name].findings(tables.read(out, name)) for name in names}, missing)
-    for name in names:
-        draw(name, out, report.findings[name])
+    stored = {name: tables.read(out, name) for name in names}
+    report = Reproduced({name: REPRODUCTIONS[name].findings(table) for name, table in stored.items()}, missing)
+    with style.rc():
+        for name, table in stored.items():
+            figure = REPRODUCTIONS[name].draw(table, report.findings[name])
+            plots.cite(figure, REPRODUCTIONS[name].source)
+            style.save(figure, out / "figures" / f"{name}.png", "png")
     return report
 
 
@@ -127,14 +131,6 @@ def frame(wanted: Sequence[Unit], readings: dict[Unit, list[Reading]]) -> pd.Dat
 def _bar(total: float) -> "tqdm[NoReturn]":
     form = "{l_bar}{bar}| {elapsed} elapsed, {remaining} left"
     return tqdm(total=total, desc="measuring", bar_format=form, **bar_options())
-
-
-def draw(name: str, out: Path, findings: list[Finding]) -> None:
-    """Draw a reproduction's figure. A table always gives a file with the same bytes."""
-    with style.rc():
-        figure = REPRODUCTIONS[name].draw(tables.read(out, name), findings)
-        plots.cite(figure, REPRODUCTIONS[name].source)
-        style.save(figure, out / "figures" / f"{name}.png", "png")
 
 
 HEADER = ("name", "quantity", "source says", "band", "value [95 % interval]", "seeds", "verdict")

@@ -300,7 +300,7 @@ def test_a_snapshot_is_the_recorded_step_at_or_below() -> None:
     steps = [0, 4, 7, 18, 80, 119]
     rows = pd.DataFrame({"run_id": "a", "step": steps, "layer": 0, "value": 1.0})
     short = pd.DataFrame({"run_id": "b", "step": [0, 4], "layer": 0, "value": [1.0, math.nan]})
-    found = series.snapshots(pd.concat([rows, short]), 120)
+    found = series.snapshots(pd.concat([rows, short]), 119)
     assert [title for title, _ in found] == [
         "step 0 (init)", "step 4", "step 18", "step 80", "step 0–119 (end)",
     ]  # fmt: skip
