@@ -1,7 +1,5 @@
 """Read a study's four tables as DataFrames and add derived columns, for `normstudy.load`."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -60,12 +58,12 @@ def derive(runs: pd.DataFrame, found: Mapping[Hashable, str]) -> pd.DataFrame:
     )
 
 
-def update_ratio(modules: pd.DataFrame) -> pd.Series[float]:
+def update_ratio(modules: pd.DataFrame) -> "pd.Series[float]":
     """Return update_norm / param_norm of each row of `modules`, or null if param_norm is 0."""
     return modules["update_norm"] / modules["param_norm"].where(modules["param_norm"] != 0)
 
 
-def update_rms(steps: pd.DataFrame, n_params: pd.Series[float] | float) -> pd.Series[float]:
+def update_rms(steps: pd.DataFrame, n_params: "pd.Series[float] | float") -> "pd.Series[float]":
     """Return update_norm / (lr sqrt(n_params)) of each row of `steps`, or null if lr is 0."""
     rate = steps["lr"].where(steps["lr"] != 0).astype(np.float64)
     return (steps["update_norm"] / (rate * np.sqrt(n_params))).astype(np.float32)  # stored norms have this type

@@ -3,8 +3,6 @@
 Losses and entropies are in nats per token. H1 and H2 are the text's unigram and bigram cross-entropy.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from typing import TypeVar
@@ -98,7 +96,7 @@ def outcome(
     return "learned"
 
 
-def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[str]:
+def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> "pd.Series[str]":
     """Return run_id -> outcome for every run with status `done`, in the order of `runs`. steps: the runs' rows."""
     done = runs[runs["status"] == "done"]
     codes, names = pd.factorize(steps["run_id"])

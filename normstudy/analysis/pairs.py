@@ -161,9 +161,8 @@ def _share(runs: list[_Run], by_seeds: dict[Seeds, list[_Run]]) -> dict[str, Any
     found = [same[0].outcome for same in by_seeds.values()]
     failed, known = failed_of(found)
     low, high = inference.share_interval(failed, known)
-    crashed = sum(run.status == "failed" for run in runs)
     return {
-        "outcomes": counts_text(found), "crashed": crashed,
+        "outcomes": counts_text(found), "crashed": sum(run.status == "failed" for run in runs),
         "runs": known, "failed": failed, "failed_low": low, "failed_high": high,
     }  # fmt: skip
 

@@ -1,7 +1,5 @@
 """Select runs by values of columns. The column's type decides how text is read: in a numeric column, 3e-3 is 0.003."""
 
-from __future__ import annotations
-
 import json
 import operator
 import re
@@ -110,7 +108,7 @@ def parse_value(runs: pd.DataFrame, column: str, text: str, flag: str) -> Value:
     return text
 
 
-def has_value(runs: pd.DataFrame, column: str, value: Value) -> pd.Series[bool]:
+def has_value(runs: pd.DataFrame, column: str, value: Value) -> "pd.Series[bool]":
     """Return for each row whether the column equals `value`. The value None equals null."""
     return pd.Series([native(column, v) == value for v in runs[column]], index=runs.index, dtype=bool)
 
@@ -182,7 +180,7 @@ def own_columns(runs: pd.DataFrame) -> list[str]:
     return [name for name in _own_values(runs) if name in runs]
 
 
-def _own_values(runs: pd.DataFrame) -> dict[str, pd.Series[Any]]:
+def _own_values(runs: pd.DataFrame) -> "dict[str, pd.Series[Any]]":
     if "config" not in runs or runs["config"].isna().all():
         return {}
     given = [json.loads(text) if isinstance(text, str) else {} for text in runs["config"]]

@@ -58,9 +58,8 @@ def _draw_goals(fig: SubFigure, results: Sequence[summary.Result]) -> None:
     names = [f"{row}  {title if title == case else f'{case}: {title}'}" for row, case, title, *_ in texts]
     ax.set_yticks(range(len(results)), [textwrap.fill(name, NAME) for name in names], fontsize=SMALL, linespacing=0.95)
     ax.set_ylim(len(results) - 0.5, -0.5)
-    right = ax.secondary_yaxis("right")
     found = [f"{value}, goal {goal}" for _, _, _, value, _, goal, _ in texts]
-    right.set_yticks(range(len(results)), found, fontsize=SMALL)
+    ax.secondary_yaxis("right").set_yticks(range(len(results)), found, fontsize=SMALL)
     ax.set_xscale("log", subs=[2, 5])
     ax.set_xlim(min(0.5, frame["low"].min() / 1.1), max(2, frame["high"].max() * 1.1))
     ax.xaxis.set_major_formatter("{x:g}")

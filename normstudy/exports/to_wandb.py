@@ -41,9 +41,8 @@ def offline_run(run: ExportedRun) -> dict[str, object]:
     """Convert a run to plain values for wandb_child.py, which does not import normstudy. Times are estimated."""
     config = {name: run.row[name] for name in cfg.asked_types() if name != "data_path"}  # a path on this machine
     name, study, status = (run.row[column] for column in ("run_id", "study", "status"))
-    init = {"id": name, "name": name, "project": study, "tags": [status], "config": config}
     return {
-        "init": init,
+        "init": {"id": name, "name": name, "project": study, "tags": [status], "config": config},
         "history": [(step, {**scalars, "_timestamp": run.time(step)}) for step, scalars in run.steps.items()],
         "summary": {name: run.row[name] for name in SUMMARY if run.row[name] is not None},
         "exit_code": int(status == "failed"),

@@ -41,8 +41,7 @@ def _figure(
         layout.panel_title(ax, panel.title)
         on_axes.step_axis(ax, series.last_step(study.runs) + (not log), log=log)
     what, y_label = words
-    x_label = on_axes.LOG_STEP if log else on_axes.STEP
-    layout.label_axes(fig, axes, x_label, y_label, once=study.look.facet is not None)
+    layout.label_axes(fig, axes, on_axes.LOG_STEP if log else on_axes.STEP, y_label, once=study.look.facet is not None)
     shown = pd.concat([panel.runs for panel in panels])
     layout.title(fig, study, what, shown, notes)
     layout.legend(fig, study.paper, study.look, shown, [*layout.outcome_handles(shown, ["diverged"]), *handles])

@@ -169,8 +169,7 @@ def colors_of(hue: str, names: Sequence[str]) -> dict[str, str]:
     if hue == "n_layers":
         return dict(zip(names, reversed(style.shades(len(names), style.ORDERED)), strict=True))
     fixed = style.PLACEMENT_COLORS if hue == "placement" else {}
-    shipped = [n for n in _NAMES.get(hue, ()) if n not in fixed]
-    colors = fixed | dict(zip(shipped, style.OTHER_COLORS, strict=False))
+    colors = fixed | dict(zip([n for n in _NAMES.get(hue, ()) if n not in fixed], style.OTHER_COLORS, strict=False))
     used = {colors[n] for n in names if n in colors}
     pool = dict.fromkeys((*style.OTHER_COLORS, *style.OWN_COLORS, *style.PLACEMENT_COLORS.values()))
     free = [c for c in pool if c not in used]

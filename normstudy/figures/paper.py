@@ -52,8 +52,7 @@ class Paper:
             if isinstance(self.into, Figure) and self.into.get_layout_engine() is None:
                 self.into.set_layout_engine("constrained")
             return self.into
-        width = self.width * (share if self.width >= TWO_COLUMNS else 1.0)
-        return Shown(figsize=(width, height), layout="constrained")
+        return Shown(figsize=(self.width * (share if self.width >= TWO_COLUMNS else 1.0), height), layout="constrained")
 
     def grow(self, fig: FigureBase, inches: float) -> None:
         """Make a figure taller, unless the figure is `into`, which belongs to the user."""

@@ -124,7 +124,6 @@ class Study:
         if len(picked) < (total := len(every_run[fields].drop_duplicates())):
             notes.append(f"{len(picked)} of {total} panels shown")
             self.omitted.extend(title(key) for key in sorted(set(parts) - set(picked), key=str))
-
         return [Panel(title(key), parts[key]) for key in picked], notes
 
     def at_headline(self) -> pd.DataFrame:
@@ -178,8 +177,7 @@ def load(study_dir: Path, where: Where | None = None, paper: Paper = USUAL) -> S
     ended = runs[runs["status"].isin(["done"] if search is None else ["done", "failed"])].reset_index(drop=True)
     finished = ended["status"] == "done"
     if (done := ended[finished]).empty:
-        count = runs["status"].value_counts()
-        states = ", ".join(f"{n} {status}" for status, n in sorted(count.items())) or "no runs"
+        states = ", ".join(f"{n} {status}" for status, n in sorted(runs["status"].value_counts().items())) or "no runs"
         raise ConfigError(f"{study_dir} has no finished run to draw ({states}): start or resume its sweep")
     steps = whole.read(study_dir, "steps", done, ["run_id", "step", "train_loss", "val_loss"], text=False)
     names = short_names(ended)

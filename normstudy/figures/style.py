@@ -63,8 +63,7 @@ _HOST = ("backend", "interactive", "toolbar", "webagg", "tk.", "timezone", "save
 
 def rc() -> contextlib.AbstractContextManager[None]:
     """Return a context with matplotlib's defaults and the settings of our figures. A user's rc file has no effect."""
-    base: dict[str, object] = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith(_HOST)}
-    changed = base | {
+    changed = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith(_HOST)} | {
         "savefig.dpi": 220, "lines.markersize": 4,
         "font.size": 7.5, "axes.titlesize": 7.5, "figure.titlesize": 8, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5,
         "legend.fontsize": 7, "legend.frameon": False, "legend.handlelength": 2.6, "legend.columnspacing": 1.4,
@@ -74,7 +73,7 @@ def rc() -> contextlib.AbstractContextManager[None]:
         "svg.fonttype": "none",  # writes text, not outlines, so that it can be searched and edited
         "svg.hashsalt": "normstudy",  # makes the ids of elements in an SVG reproducible
     }  # fmt: skip
-    return matplotlib.rc_context(changed)  # type: ignore[arg-type]  # the stubs list every key as a Literal
+    return matplotlib.rc_context(changed)
 
 
 def save(fig: Figure, path: Path, fmt: str) -> None:

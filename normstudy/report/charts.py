@@ -83,6 +83,5 @@ def _lines(name: str, title: str) -> alt.LayerChart:
     """Return lines over the layers: a thin line for each run, and a bold line for the geometric mean of the runs."""
     scale = alt.Scale(type="log", zero=False, nice=False, padding=5)
     x = alt.X("x:Q", title=title, axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False, zero=False))
-    y = alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(format=".2~g"))
-    chart = _runs(name, x, y)
+    chart = _runs(name, x, alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(format=".2~g")))
     return alt.LayerChart(layer=[_line(chart), chart.mark_point(size=12, filled=True)])

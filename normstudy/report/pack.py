@@ -55,8 +55,7 @@ def collect(bundle: Bundle) -> Numbers:
         runs[str(key)] |= _losses(rows, finals[key], grids)
     which, names = pd.factorize(bundle.modules["module"])
     order = np.array([MODULES.index(name) if name in MODULES else len(MODULES) for name in names], int)
-    modules = bundle.modules.assign(order=order[which])
-    parts = dict(iter(modules.sort_values(["step", "order", "layer"]).groupby("key")))
+    parts = dict(iter(bundle.modules.assign(order=order[which]).sort_values(["step", "order", "layer"]).groupby("key")))
     paths = dict(iter(bundle.residual.sort_values(["step", "layer"]).groupby("key")))
     sizes = [(rows["step"].nunique(), len(rows), len(paths.get(key, ()))) for key, rows in parts.items()]
     probes, quantities = _choose(sizes, BYTES_OF_A_RUN * len(runs) if len(runs) > MANY else BYTES)

@@ -79,7 +79,6 @@ def _data(bundle: Bundle, numbers: Numbers) -> dict[str, Any]:
             "loss": loss if math.isfinite(loss) else None, **numbers.runs[row["key"]],
         })  # fmt: skip
     modules = {m: None for layout in numbers.layouts for m, layer in layout if layer is not None}
-    most = max(len(cell.rows) for cell in bundle.cells)
     return {
         "runs": runs, "grids": numbers.grids, "layouts": numbers.layouts, "failed": outcomes.FAILED,
         "modules": sorted(modules, key=lambda m: m != MODULE),
@@ -91,7 +90,7 @@ def _data(bundle: Bundle, numbers: Numbers) -> dict[str, Any]:
             }
             for cell in bundle.cells
         ],
-        "t": [round(t_quantile(n), 6) for n in range(1, most)],
+        "t": [round(t_quantile(n), 6) for n in range(1, max(len(cell.rows) for cell in bundle.cells))],
     }  # fmt: skip
 
 

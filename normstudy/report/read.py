@@ -95,9 +95,8 @@ def read(folders: Sequence[Path], where: Where = ()) -> Bundle:
     searched = tuple(dict.fromkeys(source.search.of for source in sources if source.search))
     fields = tuple(c for c in swept(runs) if c not in searched)
     names = short_names(runs)
-    cells = _cells(runs, fields, names)
     steps, modules, residual = (frame[frame["key"].isin(runs["key"])] for frame in (steps, modules, residual))
-    return Bundle(tuple(sources), runs, steps, modules, residual, fields, searched, cells, names)
+    return Bundle(tuple(sources), runs, steps, modules, residual, fields, searched, _cells(runs, fields, names), names)
 
 
 def _distinct(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
@@ -123,9 +122,8 @@ def _cells(runs: pd.DataFrame, fields: Sequence[str], names: dict[str, str]) -> 
 
 def _source(folder: Path, lacks: tuple[str, ...], where: Where) -> Source:
     name = folder.resolve().name
-    page = folder.resolve().parent.parent / "experiments" / f"{name}.md"
     try:
-        text = places.read(page).decode(errors="replace")
+        text = places.read(folder.resolve().parent.parent / "experiments" / f"{name}.md").decode(errors="replace")
     except OSError:
         text = ""
     found = re.search(r"^\*\*Question\.\*\* (.+?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)

@@ -167,12 +167,11 @@ def _best_cells(best: _Study) -> Evidence:
 def _same_profile(rmsnorm: _Study) -> list[Evidence]:
     rows = rmsnorm.modules.query("step == 0 and module == 'mlp_out'")
     profile = rows.pivot_table(index=["seed", "layer"], columns="norm", values="grad_norm")
-    relative = (profile["rmsnorm"] / profile["layernorm"] - 1).abs().groupby("seed").max()
     gradients = "largest relative difference of the layers' gradients at step 0, pre, rmsnorm to layernorm"
     p = f"p of two one-sided tests that this difference lies outside +-{MARGIN:g}"
     row = rmsnorm.compared(rmsnorm.runs, "norm")
     return [
-        rmsnorm.mean("C4", gradients, relative),
+        rmsnorm.mean("C4", gradients, (profile["rmsnorm"] / profile["layernorm"] - 1).abs().groupby("seed").max()),
         rmsnorm.difference("C4", "loss of rmsnorm minus layernorm, pre, 6 layers, 0.003", rmsnorm.runs, "norm"),
         Evidence("C4", p, "rmsnorm", row["equivalent_p"], math.nan, math.nan, row["compared"]),
     ]

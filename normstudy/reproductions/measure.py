@@ -76,8 +76,7 @@ def forward(models: Models, params: dict[str, Tensor]) -> tuple[Tensor, list[Ten
 def backward(models: Models) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Return the gradients of each model's loss, name -> (runs, *shape), and the residual stream of `forward`."""
     leaves = {name: p.detach().requires_grad_() for name, p in models.params.items()}
-    of_run = functools.partial(step.loss_of_run, models.model)
-    losses, residual = torch.func.vmap(of_run)(leaves, models.tokens)
+    losses, residual = torch.func.vmap(functools.partial(step.loss_of_run, models.model))(leaves, models.tokens)
     grads = torch.autograd.grad(losses.sum(), list(leaves.values()))
     return dict(zip(leaves, grads, strict=True)), [x.detach() for x in residual]
 

@@ -106,11 +106,10 @@ def measure(needs: dict[str, list[Need]], keys: dict[str, str], out: Path, sizes
     queue = jobs(units(itertools.chain.from_iterable(needs.values())), sizes)
     if not queue:
         return
-    count = min(processes or len(os.sched_getaffinity(0)), len(queue))
     left = {name: units(part) for name, part in needs.items()}
     readings: dict[Unit, list[Reading]] = {}
     with _bar(sum(map(cost, queue))) as bar:
-        for job, found in workers.run(queue, count):
+        for job, found in workers.run(queue, min(processes or len(os.sched_getaffinity(0)), len(queue))):
             for seed in job.seeds:
                 readings[job.kind, job.variant, job.depth, seed] = [one for one in found if one[2] == seed]
             for name in [name for name, part in left.items() if all(unit in readings for unit in part)]:
