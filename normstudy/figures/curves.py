@@ -164,8 +164,7 @@ def update_rms(study: Study) -> FigureBase:
     shown = pd.concat([panel.runs for panel in panels])
     rows = whole.read(study.folder, "steps", shown, ["run_id", "step", "lr", "update_norm"], text=False)
     rows = series.of_runs(rows, shown, ["hue", "dash", "n_params"])
-    rows["value"] = load.update_rms(rows, rows["n_params"]).astype(float)
-    rows = series.positive(rows)
+    rows = series.positive(rows.assign(value=load.update_rms(rows, rows["n_params"]).astype(float)))
     if rows.empty:
         raise Lacks("no update's root mean square is finite and above zero")
     tables = [rows[rows["run_id"].isin(panel.runs["run_id"])] for panel in panels]

@@ -71,11 +71,10 @@ def _data(bundle: Bundle, numbers: Numbers) -> dict[str, Any]:
     """Return what page.js reads: cells, runs, grids of steps, modules, and quantiles for the intervals of pairs."""
     runs = []
     for row in bundle.runs.to_dict("records"):
-        of = {c: native(c, row[c]) for c in (*bundle.searched, "seed")}
-        seeds = [native(c, row[c]) for c in ("seed", "data_seed")]
         loss = row["final_val_loss"]
         runs.append({
-            "name": grid.title(of, bundle.names), "seeds": seeds, "state": row["state"],
+            "name": grid.title({c: native(c, row[c]) for c in (*bundle.searched, "seed")}, bundle.names),
+            "seeds": [native(c, row[c]) for c in ("seed", "data_seed")], "state": row["state"],
             "loss": loss if math.isfinite(loss) else None, **numbers.runs[row["key"]],
         })  # fmt: skip
     modules = {m: None for layout in numbers.layouts for m, layer in layout if layer is not None}
@@ -121,8 +120,7 @@ def _summary(bundle: Bundle, cell: Cell) -> dict[str, Any]:
     part = bundle.runs.iloc[list(cell.rows)]
     counts = part["state"].value_counts()
     order = sorted(counts.index, key=lambda state: (-counts[state], STATES.index(state)))
-    loss = part["final_val_loss"]
-    loss = loss[loss.map(math.isfinite)]
+    loss = part.loc[part["final_val_loss"].map(math.isfinite), "final_val_loss"]
     return {"counts": [(int(counts[s]), s) for s in order], "loss": f"{loss.mean():.3g}" if len(loss) else ""}
 
 

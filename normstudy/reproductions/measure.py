@@ -117,8 +117,7 @@ def before_norm2(models: Models) -> list[Reading]:
         for block in models.model.blocks:
             norm2 = block.get_submodule("norm2")
             stack.enter_context(norm2.register_forward_hook(lambda _, args, out: read.append(args[0])))
-        streams = torch.func.vmap(of_run)(models.params, models.tokens)
-    return _rows(models, "before_norm2", _mean_squares(streams))
+        return _rows(models, "before_norm2", _mean_squares(torch.func.vmap(of_run)(models.params, models.tokens)))
 
 
 def noise(models: Models) -> list[Reading]:
