@@ -24,8 +24,7 @@ OUT = {"quick": Path("results/bench/quick"), "full": Path("results/bench")}
 def bench(asked: Sequence[str] | None, out: Path, *, mode: str, device: str, fmt: str) -> str:
     """Measure the rows `asked`, draw the figure, and return the table to print, or "" if all rows are skipped.
 
-    asked: None means all rows. mode: quick or full. out: the folder into which each finished row is written. Raises
-    ConfigError for a bad argument.
+    asked: None means all rows. mode: quick or full. out: a folder for the rows. Raises ConfigError for a bad argument.
     """
     chosen = [*ROWS] if asked is None else check_rows(asked)
     paths.check_out(out)

@@ -160,9 +160,8 @@ def cpu_seconds(step: Callable[[], object], times: int) -> float:
 class Race(contextlib.ExitStack):
     """Subjects (normstudy and plain loops) of one model size, which are timed one after the other on all `n` cores.
 
-    Each subject's number of steps in a round is chosen to make all subjects take about equally long. A subject's time
-    ends when its last process finishes. If `busy_cores` (CPU time / wall time) is below `n`, other programs probably
-    ran at the time. Leaving the context ends all processes.
+    Each subject's number of steps in a round is chosen to make all subjects take about equally long. If `busy_cores`
+    (CPU time / wall time) is below `n`, other programs probably ran at the time.
     """
 
     def __init__(self, row: str, case: Case, n: int, scope: Scope) -> None:

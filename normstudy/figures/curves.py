@@ -70,8 +70,7 @@ def draw_losses(
     look = study.look
     on_axes.draw_references(ax, series.entropies(runs), labelled=labelled)
     on_axes.draw_seed_lines(ax, table, runs, look, log=False, smooth=smooth)
-    ends = series.ends(training_table(study, runs), runs)
-    ends = ends.assign(value=ends["value"].clip(upper=top))
+    ends = series.ends(training_table(study, runs), runs).assign(value=lambda rows: rows["value"].clip(upper=top))
     for run_id, hue, step, value in zip(ends["run_id"], ends["hue"], ends["step"], ends["value"], strict=True):
         last = table[(table["run_id"] == run_id) & (table["step"] < step)].tail(1)
         if len(last):  # a dotted line leads from the last evaluation to the marker

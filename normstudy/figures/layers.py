@@ -61,8 +61,7 @@ def _profiles(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label
     """Draw gradient norms against layer, with a column of panels for each snapshot of training.
 
     Only the runs of `Study.at_headline` are drawn. Each combination of values of the panel fields gets a row of panels.
-    In a study with a facet, each value of the facet instead gets one panel, and colors show the snapshots.
-    rows: columns run_id, step, layer, value. top: the last layer.
+    A study with a facet is drawn by `_facets`. rows: columns run_id, step, layer, value. top: the last layer.
     """
     if study.look.facet is not None:
         return _facets(study, rows, what, x_label, y_label, top)

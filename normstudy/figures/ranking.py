@@ -151,8 +151,7 @@ def stripe_rows(ax: Axes, ranking: Ranking) -> None:
 def draw_ranking(ax: Axes, ranking: Ranking, column: str, edge: float) -> None:
     """Draw the panel of one depth (`column`): runs, mean losses, intervals, and counts of learned and diverged runs.
 
-    Diverged runs are drawn side by side around x = `edge`, to the right of all losses. Where an interval extends beyond
-    the axis, an arrow is drawn.
+    Diverged runs are drawn side by side around x = `edge`. If an interval extends beyond the axis, an arrow is drawn.
     """
     stripe_rows(ax, ranking)
     at = places(ranking)

@@ -74,8 +74,7 @@ def entry(
             return plots.finish_lines(fig, prediction, found, {curve.label: curve.color for curve in curves}, "fit")
         plots.log_x(ax, x)
         handles = [plots.line_handle(c.label, c.color, c.marker) for c in curves]
-        handles.append(plots.seed_point_handle())
-        return plots.finish(fig, prediction, found, [*handles, *plots.area_handles("fit")])
+        return plots.finish(fig, prediction, found, [*handles, plots.seed_point_handle(), *plots.area_handles("fit")])
 
     needs = needing(*((c.measured[0], c.variant) for c in curves), deepest=over_blocks, many=many_seeds)
     return Reproduction(source, prediction, needs, findings, draw)

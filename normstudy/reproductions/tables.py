@@ -44,9 +44,8 @@ def path(out: Path, name: str) -> Path:
 
 def write(out: Path, name: str, rows: pd.DataFrame, key: str) -> None:
     """Write a table atomically. rows: has the columns of SCHEMA. key: the table's `definition`."""
-    content = pa.Table.from_pandas(
-        rows.sort_values(SORT, kind="stable", ignore_index=True), SCHEMA, preserve_index=False
-    )
+    ordered = rows.sort_values(SORT, kind="stable", ignore_index=True)
+    content = pa.Table.from_pandas(ordered, SCHEMA, preserve_index=False)
     made = {"python": platform.python_version(), "torch": version("torch"), "normstudy": version("normstudy")}
     content = content.replace_schema_metadata({"definition": key, **made})
     files.place_output(out, f"tables/{name}.parquet", parquet.encode_values(content))
