@@ -260,13 +260,13 @@ def reproduce(argv: list[str]) -> int:
         return 0
     out = run.OUT if args.out is None else args.out
     try:
-        report = run.reproduce(names, out, again=args.again, processes=args.workers)
+        findings, measured = run.reproduce(names, out, again=args.again, processes=args.workers)
     except workers.MeasuringFailed as error:
         print(f"error: {short(str(error))}", file=sys.stderr)
         return 1
-    print(run.render(report.findings, args.format))
+    print(run.render(findings, args.format))
     if args.format == "table":
-        print(f"\n{run.summary(report, out)}")
+        print(f"\n{run.summary(len(findings), len(measured), out)}")
     return 0
 
 

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import pandas as pd
 from tqdm import tqdm
@@ -39,13 +39,6 @@ COST = {"gradients": 3.0, "stream": 1.3, "before_norm2": 1.3, "noise": 3.0, "upd
 Unit = tuple[str, Variant, int, int]  # a measurement of one model: kind, model, depth, seed
 
 
-class Reproduced(NamedTuple):
-    """The result of `reproduce`: each reproduction's findings, and the names of newly measured reproductions."""
-
-    findings: dict[str, list[Finding]]
-    measured: list[str]
-
-
 def check_names(names: Sequence[str]) -> list[str]:
     """Return the names without repetitions. Raises a ConfigError for an unknown name."""
     for name in names:
@@ -57,8 +50,8 @@ def check_names(names: Sequence[str]) -> list[str]:
 
 def reproduce(
     names: Sequence[str], out: Path, *, again: bool = False, processes: int | None = None, sizes: Sizes = SIZES
-) -> Reproduced:
-    """Measure the tables that are missing in the folder `out`, then judge each table and draw its figure.
+) -> tuple[dict[str, list[Finding]], list[str]]:
+    """Measure the tables that `out` lacks, judge all and draw their figures. Return findings, and what was measured.
 
     again: measure stored tables again. processes: number of worker processes, by default one per core. Raises
     ConfigError for an unknown name, a number of processes below 1, or a folder that cannot be written.
@@ -72,13 +65,13 @@ def reproduce(
     missing = [name for name in names if again or tables.stored_definition(out, name) != keys[name]]
     measure({name: needs[name] for name in missing}, keys, out, sizes, processes)
     stored = {name: tables.read(out, name) for name in names}
-    report = Reproduced({name: REPRODUCTIONS[name].findings(table) for name, table in stored.items()}, missing)
+    findings = {name: REPRODUCTIONS[name].findings(table) for name, table in stored.items()}
     with style.rc():
         for name, table in stored.items():
-            figure = REPRODUCTIONS[name].draw(table, report.findings[name])
+            figure = REPRODUCTIONS[name].draw(table, findings[name])
             plots.cite(figure, REPRODUCTIONS[name].source)
             style.save(figure, out / "figures" / f"{name}.png", "png")
-    return report
+    return findings, missing
 
 
 def units(needs: Iterable[Need]) -> list[Unit]:
@@ -157,8 +150,7 @@ def listing(names: Iterable[str]) -> str:
     return "\n".join(lines)
 
 
-def summary(report: Reproduced, out: Path) -> str:
-    """Return a line that says how many tables were measured and how many were already stored."""
-    stored = len(report.findings) - len(report.measured)
-    before = f"; {stored} were already stored (--again measures all)" if stored else ""
-    return f"measured {count_text(len(report.measured), 'prediction')}{before}. Tables and figures are in {out}"
+def summary(n: int, measured: int, out: Path) -> str:
+    """Return a line that says how many of `n` tables were measured and how many were already stored."""
+    before = f"; {n - measured} were already stored (--again measures all)" if n > measured else ""
+    return f"measured {count_text(measured, 'prediction')}{before}. Tables and figures are in {out}"

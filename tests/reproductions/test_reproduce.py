@@ -32,8 +32,7 @@ def content(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("once")
-    report = run.reproduce(NAMES, out, processes=1, sizes=REDUCED)
-    assert report.measured == NAMES
+    assert run.reproduce(NAMES, out, processes=1, sizes=REDUCED)[1] == NAMES
     return out
 
 
@@ -61,11 +60,11 @@ def test_what_is_stored_is_not_measured_again(once: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(workers, "run", nothing)
     before = content(once)
-    report = run.reproduce(NAMES, once, sizes=REDUCED)
-    assert (report.measured, asked) == ([], [])
-    assert "measured 0 predictions; 3 were already stored (--again measures all). Tables" in run.summary(report, once)
-    again = run.reproduce(NAMES[:1], once, again=True, sizes=REDUCED)
-    assert (again.measured, asked) == (NAMES[:1], [{PRE}])
+    found, new = run.reproduce(NAMES, once, sizes=REDUCED)
+    assert (list(found), new, asked) == (NAMES, [], [])
+    assert "measured 0 predictions; 3 were already stored (--again measures all). Tables" in run.summary(3, 0, once)
+    _, new = run.reproduce(NAMES[:1], once, again=True, sizes=REDUCED)
+    assert (new, asked) == (NAMES[:1], [{PRE}])
     assert content(once) == before
 
 
