@@ -2,23 +2,23 @@
 
 from typing import Any
 
-import lightning
+from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from normstudy.watch.watcher import TrainerHooks
 
 
-class WatchCallback(TrainerHooks, lightning.Callback):  # type: ignore[misc, unused-ignore]  # lightning may be missing
+class WatchCallback(TrainerHooks, Callback):  # type: ignore[misc, unused-ignore]  # lightning may be missing
     """Record the training of a Trainer's module. The options are those of `normstudy.watch`."""
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         self.start_watch(pl_module, trainer.optimizers, scaler, trainer.global_step)
         self._loss: Tensor | None = None  # sum over the step's batches; Lightning divides each loss by their number
         self._steps = trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if self.watch is None or not isinstance(loss, Tensor):
@@ -28,10 +28,8 @@ class WatchCallback(TrainerHooks, lightning.Callback):  # type: ignore[misc, unu
             self.watch.log(train_loss=self._loss)
             self._loss, self._steps = None, trainer.global_step
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.close_watch("done")
 
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.close_watch("failed")

@@ -35,9 +35,7 @@ OUTSIDE = (
     (r"\b(lm_head|embed_out|unembed|head|output)\b", "unembed"),
 )
 
-WRAPPED = re.compile(
-    r"\b_(orig_mod|checkpoint_wrapped_module)\."
-)  # part of the names of compiled, checkpointed modules
+WRAPPED = re.compile(r"\b_(orig_mod|checkpoint_wrapped_module)\.")  # in the names of compiled, checkpointed modules
 
 
 class Layout(NamedTuple):
@@ -95,9 +93,7 @@ def _blocks(model: nn.Module, where: str | None) -> tuple[str, list[nn.Module]]:
     candidates = []
     for path, module in model.named_modules():
         children = list(module.children())
-        same = len({type(child) for child in children}) == 1 and (
-            len(children) > 1 or isinstance(module, nn.ModuleList)
-        )
+        same = len({*map(type, children)}) == 1 and (len(children) > 1 or isinstance(module, nn.ModuleList))
         if same and all(list(child.children()) and len(list(child.parameters())) >= 2 for child in children):
             sizes = [sum(p.numel() for p in module.parameters() if p.requires_grad or k) for k in range(2)]
             candidates.append((path.count("."), *(-size for size in sizes), path, children))

@@ -36,8 +36,7 @@ class Probe:
         self.rows: list[Row] = []
         self.seconds = 0.0  # spent in hooks
         self.params: list[Tensor] = [p for _, p in model.named_parameters()]
-        self.device = next(p.device for p in self.params if p.requires_grad)
-        self.stream = Stream(len(layout.blocks), self.device, self)
+        self.stream = Stream(len(layout.blocks), next(p.device for p in self.params if p.requires_grad), self)
         self.broken = False  # whether an error has ended the watch
         self._index = {id(p): i for i, p in enumerate(self.params)}
         self._others: set[int] = set()  # ids of optimizers' parameters that are not the model's
@@ -112,7 +111,9 @@ class Probe:
         if compiled is not None and (compiled.compiled_autograd_enabled or compiled.in_compiled_autograd_region):
             raise RuntimeError("compiled autograd, which watch does not support: train without it")
         self._tasks[task] = self._accumulations
-        Variable._execution_engine.queue_callback(Hook(functools.partial(self._end_of_backward, task), self))
+        # DDP may queue callbacks after this one, which therefore queues the reading: it runs after DDP's reduction.
+        queue, reading = Variable._execution_engine.queue_callback, functools.partial(self._read_gradients, task)
+        queue(Hook(functools.partial(queue, Hook(reading, self)), self))
         if self._unhooked:
             self._dirty.update(self._hook_trained())  # this backward may already have reached the new ones
         if self._sample and not (self._running and self._calls > 1):
@@ -124,10 +125,6 @@ class Probe:
         self.begins(torch._C._current_graph_task_id())
         self._accumulations += 1
         self._dirty.add(i)
-
-    def _end_of_backward(self, task: int) -> None:
-        # DDP may have queued callbacks after this one. Queue the reading now, so that it runs after DDP's reduction.
-        Variable._execution_engine.queue_callback(Hook(functools.partial(self._read_gradients, task), self))
 
     def _read_gradients(self, task: int) -> None:
         began = time.perf_counter()

@@ -92,7 +92,7 @@ class Record:
         if before["nonfinite_step"] is not None and before["nonfinite_step"] >= step:
             self.row["nonfinite_step"] = None
         self.row |= {name: given[name] for name in ENTROPIES if given[name] is not None}
-        self._write_row()  # first, so that readers never see a finished run with missing rows
+        self.write()  # first, so that readers never see a finished run with missing rows
         self._open(max(step - 1, 0) // schema.WATCHED_WINDOW)
         for table in schema.SERIES:
             for path in (self.study_dir / "tables" / table).glob(f"{self.run_id}-*.parquet"):
@@ -108,12 +108,6 @@ class Record:
 
     def _open(self, number: int) -> None:
         self._number, self._window = number, {table: [] for table in schema.SERIES}
-
-    def _write_row(self) -> None:
-        """Write the run's row, replacing an earlier one."""
-        row = pa.Table.from_pylist([self.row], schema.SCHEMAS["runs"])
-        with files.storing(self.study_dir):
-            files.place(self.study_dir, f"tables/runs/{self.run_id}.parquet", parquet.encode("runs", row))
 
     def add(self, numbers: Numbers) -> None:
         """Add a step's rows. If the step begins a new window, write the last window first."""
@@ -138,10 +132,11 @@ class Record:
             content = pa.Table.from_pylist(rows, schema.SCHEMAS[table])
             name = schema.window_name(self.run_id, self._number)
             found.append((f"tables/{table}/{name}", parquet.encode(table, content)))
+        row = pa.Table.from_pylist([self.row], schema.SCHEMAS["runs"])
         with files.storing(self.study_dir):
             files.place_all(self.study_dir, found)
-        self._unsaved = False
-        self._write_row()
+            self._unsaved = False
+            files.place(self.study_dir, f"tables/runs/{self.run_id}.parquet", parquet.encode("runs", row))
 
     def end(self, status: str, **columns: object) -> None:
         """Write the current window, and the run's row with its final status."""

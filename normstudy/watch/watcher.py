@@ -99,10 +99,8 @@ class Watch:
             record.check_resumed(folder, given, self.layout.places)
             if run_id in {one.run_id for one in OPEN} or not held.enter_context(locks.hold_runs(folder, [run_id])):
                 raise ConfigError(f"another watch is recording {run_id}: wait until it ends, or stop it")
-            params = [p for _, p in self.model.named_parameters()]
-            self._record = record.Record(
-                folder, record.first_row(run_id, given, self.layout, params), self.layout.places
-            )
+            row = record.first_row(run_id, given, self.layout, list(self.model.parameters()))
+            self._record = record.Record(folder, row, self.layout.places)
             step = self._record.resume(given) if given["resume"] else 0
             self._record.write()
             self._groups = Groups(self.layout, self.model)
@@ -126,11 +124,10 @@ class Watch:
             wrong |= self._probe.log({name: value for name, value in given.items() if value is not None})
         except Exception as error:
             self._probe.failed(error)
-        for name in [name for name in wrong if name not in self._ignored]:
-            why = (
-                f"a {type(wrong[name]).__name__}, not a number" if name in given else "neither train_loss nor val_loss"
-            )
-            print(printable(f"watch: {name} is not recorded, because it is {why}"), file=sys.stderr)
+        for name, value in wrong.items():
+            if name not in self._ignored:
+                why = f"a {type(value).__name__}, not a number" if name in given else "neither train_loss nor val_loss"
+                print(printable(f"watch: {name} is not recorded, because it is {why}"), file=sys.stderr)
         self._ignored |= wrong.keys()
 
     def _collect(self) -> None:
