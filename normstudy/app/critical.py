@@ -10,8 +10,7 @@ from normstudy.app.plan import Planner
 from normstudy.config import short_float
 from normstudy.errors import ConfigError
 from normstudy.search import settings as kept
-from normstudy.search.axis import find
-from normstudy.search.settings import Settings
+from normstudy.search.settings import Settings, find
 from normstudy.study import locks
 from normstudy.study.records import Request
 from normstudy.sweep import critical, planning

@@ -29,7 +29,6 @@ from normstudy.app.overrides import HOME, PATH, check_flags, check_overrides, fl
 from normstudy.config import places
 from normstudy.errors import ConfigError, say
 from normstudy.processes import CHECK_SECONDS
-from normstudy.search import axis
 
 MARK = "NORMSTUDY_LAUNCHED_BY"  # environment variable of launched processes: host and process id of their launcher
 
@@ -57,8 +56,11 @@ def train(command: str, argv: list[str]) -> tuple[int, list[Path]]:
     ):
         try:
             check_overrides(command, args.overrides, shows)
-            of = [] if args.of is None else [f"search.of={axis.find(args.of).column}"]
-            words = with_retries(args.overrides, args.retry_failed) + of
+            words = with_retries(args.overrides, args.retry_failed)
+            if args.of is not None:
+                from normstudy.search.settings import find  # imports pyarrow
+
+                words = [*words, f"search.of={find(args.of).column}"]
             task = Application(typed, args.dry_run, args.detach, command == "critical")
             # Hide Hydra's message about an unknown --package. The ConfigError below says it in one line.
             with redirect_stderr(io.StringIO()) if args.package else nullcontext():

@@ -15,10 +15,9 @@ from normstudy.analysis.select import Where, native, select, tell_sources_apart
 from normstudy.errors import ConfigError
 from normstudy.search import rounds
 from normstudy.search import settings as kept
-from normstudy.search.axis import DECADE
 from normstudy.search.posterior import WIDTHS
 from normstudy.search.rounds import COUNTS_AS, CRASHED, UNKNOWN, Progress, Run, count, decision, replay, summary_of
-from normstudy.search.settings import Settings
+from normstudy.search.settings import DECADE, Settings
 from normstudy.study import tables, whole
 
 # Columns of the answer, after the columns that define a cell. value: median of the posterior; low, high: ends of its

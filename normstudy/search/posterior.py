@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from normstudy.analysis.outcomes import Floats
-from normstudy.search.axis import DECADE
+from normstudy.search.settings import DECADE
 
 WIDTHS = (0.03, 0.06, 0.12, 0.24, 0.48)  # decades
 LAPSES = (0.01, 0.05)  # share of runs that fail far below the threshold, or do not fail far above it

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from normstudy.analysis.outcomes import FAILED, UNJUDGED
-from normstudy.search.axis import DECADE, Axis
 from normstudy.search.posterior import CONFIDENCE, posterior
-from normstudy.search.settings import Settings
+from normstudy.search.settings import DECADE, Axis, Settings
 
 FAIL, NOT_LEARN = "half fail", "half do not learn"  # the two edges that a search looks for
 # edge -> outcomes beyond the edge

@@ -1,7 +1,8 @@
-"""Define a search's settings, and store them with the records of the study's sweeps."""
+"""Define the axes and the settings of a search, and store the settings with the records of the study's sweeps."""
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +11,58 @@ from normstudy import config as cfg
 from normstudy.analysis.grid import value_text
 from normstudy.config import RunConfig, places
 from normstudy.config.execution import SearchConfig
-from normstudy.errors import ConfigError, Damaged
-from normstudy.search.axis import Axis, find
+from normstudy.errors import ConfigError, Damaged, nearest
 from normstudy.study import files, schema
 
 FILE = "sweeps/search.json"
 VERSION = 1  # version of the rounds and the prior; increase it if a finished search would then train other runs
 MOST = 1e9  # largest value of any axis
+DECADE = 100  # positions per decade
+
+
+class Axis(NamedTuple):
+    """A key of the configuration whose critical value can be searched.
+
+    A position is an integer in hundredths of a decade. Runs fail more often at larger positions. A peak_lr of
+    10^(k/100) has the position `k`, and a warmup of `n` steps has the position -100 log10(1 + n).
+    """
+
+    column: str  # name in the table `runs`
+    key: str  # dotted key of the configuration
+    low: float  # default ends of the range
+    high: float
+    least: float  # smallest value that a run may have
+    sign: int = 1  # -1: runs fail more often at smaller values
+    offset: int = 0  # added to a value before its logarithm is taken
+    whole: bool = True  # whether values are integers
+
+    def position(self, value: float) -> int:
+        return self.sign * round(DECADE * math.log10(value + self.offset))
+
+    def value(self, position: int) -> float:
+        """Return the value at a position, rounded to an integer or to three significant digits."""
+        value = self.exact(position)
+        return float(max(self.least, round(value))) if self.whole else float(f"{value:.3g}")
+
+    def exact(self, position: float) -> float:
+        """Return the value at a position, not rounded."""
+        return float(10 ** (self.sign * position / DECADE) - self.offset)
+
+
+AXES = {  # column -> axis
+    "peak_lr": Axis("peak_lr", "schedule.peak_lr", 1e-4, 1.0, 1e-9, whole=False),
+    "warmup_steps": Axis("warmup_steps", "schedule.warmup_steps", 0, 1000, 0, sign=-1, offset=1),
+    "n_layers": Axis("n_layers", "model.n_layers", 1, 32, 1),
+}
+
+
+def find(name: str) -> Axis:
+    """Return the axis with this column or dotted key."""
+    for axis in AXES.values():
+        if name in (axis.column, axis.key):
+            return axis
+    hint = nearest(name, AXES) or f" Use one of {', '.join(AXES)}."
+    raise ConfigError(f"--of {name!r} is not a key whose critical value can be searched.{hint}")
 
 
 class Settings(NamedTuple):

@@ -7,27 +7,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from normstudy.search.axis import DECADE
 from normstudy.search.posterior import WIDTHS, posterior
 from normstudy.search.rounds import FAIL, Progress, Run, count, pairs_of, replay
-from normstudy.search.settings import Settings
+from normstudy.search.settings import DECADE, Settings
 
 GRID_SEEDS = 5  # runs at each value of a grid
 
 
 class Edge(NamedTuple):
-    """The share of runs that fail: a logistic function of the position, with lapses and perhaps a band of failures."""
+    """The share of runs that fail: a logistic function of the position."""
 
     threshold: float  # a position
     width: float  # in decades
-    lapse: float = 0.0
-    band: tuple[int, int] | None = None  # between these two positions runs fail, except for lapses
 
     def share(self, position: int) -> float:
-        if self.band is not None and self.band[0] <= position <= self.band[1]:
-            return 1 - self.lapse
-        logistic = 0.5 * (1 + math.tanh((position - self.threshold) / DECADE / self.width / 2))
-        return self.lapse + (1 - 2 * self.lapse) * logistic
+        return 0.5 * (1 + math.tanh((position - self.threshold) / DECADE / self.width / 2))
 
 
 def outcomes_at(edge: Edge, settings: Settings, rng: np.random.Generator) -> Callable[[Run], str]:

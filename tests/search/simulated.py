@@ -11,20 +11,35 @@ import argparse
 import itertools
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from normstudy.search.axis import DECADE
+from normstudy.search import simulate
 from normstudy.search.posterior import posterior
 from normstudy.search.rounds import FAIL, Run, replay
-from normstudy.search.settings import Settings
-from normstudy.search.simulate import GRID_SEEDS, Edge, estimate, outcomes_at, rms
+from normstudy.search.settings import DECADE, Settings
+from normstudy.search.simulate import GRID_SEEDS, estimate, outcomes_at, rms
 
 SETTINGS = Settings("peak_lr", 3e-4, 1.0)
 WIDTHS, LAPSES = (0.03, 0.08, 0.15, 0.25), (0.0, 0.02, 0.05)
 SPACINGS = (50, 40, 30, 25, 20, 15, 12, 10, 8, 6, 5, 4, 3)  # positions between two values of a grid
 BAND = 60  # positions; a band of failures is as wide, and lies anywhere below the edge
+
+
+class Edge(NamedTuple):
+    """The edge of `simulate`, with lapses and perhaps a band of failures."""
+
+    threshold: float  # a position
+    width: float  # in decades
+    lapse: float = 0.0
+    band: tuple[int, int] | None = None  # between these two positions runs fail, except for lapses
+
+    def share(self, position: int) -> float:
+        if self.band is not None and self.band[0] <= position <= self.band[1]:
+            return 1 - self.lapse
+        return self.lapse + (1 - 2 * self.lapse) * simulate.Edge(self.threshold, self.width).share(position)
 
 
 def grid_errors(edges: list[Edge], spacing: int, rng: np.random.Generator) -> tuple[list[float], list[float]]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from normstudy.errors import ConfigError
 from normstudy.search import simulate
-from normstudy.search.axis import AXES, find
 from normstudy.search.rounds import CRASHED, FAIL, NOT_LEARN, ROUND, SENTINELS, Progress, Run, replay
-from normstudy.search.settings import Settings
+from normstudy.search.settings import AXES, Settings, find
 from normstudy.search.simulate import Edge, estimate, outcomes_at
 
 RATES = Settings("peak_lr", 1e-3, 1.0)
@@ -136,6 +136,11 @@ def test_a_crashed_run_counts_as_missing() -> None:
 def test_a_band_of_failures_below_the_edge_is_told() -> None:
     told = []
     for seed, low in itertools.product(range(5), (-280, -220)):
-        edge = Edge(-60, 0.05, band=(low, low + 60))
-        told.append(bool(replay(RATES, outcomes_at(edge, RATES, np.random.default_rng(seed))).contradicted[FAIL]))
+        drawn = outcomes_at(Edge(-60, 0.05), RATES, np.random.default_rng(seed))
+
+        def outcome_of(run: Run, low: int = low, drawn: Callable[[Run], str] = drawn) -> str:
+            outcome = drawn(run)  # also in the band, so that every run has its own random number
+            return "stuck" if low <= RATES.axis.position(run.value) <= low + 60 else outcome
+
+        told.append(bool(replay(RATES, outcome_of).contradicted[FAIL]))
     assert sum(told) >= 9
