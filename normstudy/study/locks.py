@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from normstudy.config import places
 from normstudy.errors import ConfigError, printable
-from normstudy.study import files, swap, tables
+from normstudy.study import files, tables
 
 LOCK = "state/lock"
 RUN_LOCKS = "state/run_locks"
@@ -61,9 +61,9 @@ def hold_study(study_dir: Path, command: str, *, shared: bool = False, patience:
         raise ConfigError(f"{study_dir} cannot be written: {e.strerror}. Choose another results_dir") from None
     try:
         if not shared:
-            swap.finish_swap(study_dir)
-        elif swap.swap_interrupted(study_dir):  # only an exclusive holder may complete the swap
-            raise ConfigError(swap.SWAPPING.format(study_dir))
+            files.finish_swap(study_dir)
+        elif files.swap_interrupted(study_dir):  # only an exclusive holder may complete the swap
+            raise ConfigError(files.SWAPPING.format(study_dir))
         yield fd
     finally:
         os.close(fd)  # LOCK_UN would free the lock although workers that inherited the descriptor may be alive

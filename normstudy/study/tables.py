@@ -24,7 +24,6 @@ from normstudy.errors import ConfigError, warn
 from normstudy.study import checkpoints, files, parquet, schema
 from normstudy.study.parquet import COMPACTED_OPTIONS, Stretch, encode, join, open_file, read_file, read_row
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SERIES, SORT, TABLES, Rows, run_of, window_name
-from normstudy.study.swap import check_not_swapping
 
 FILES_AT_ONCE = 64  # files that a thread reads and joins at a time; an uncompacted table has thousands of files
 
@@ -93,11 +92,9 @@ def write_runs(study_dir: Path, rows: Sequence[Mapping[str, object]]) -> None:
     if unknown := {name for row in kept for name in row} - set(SCHEMAS["runs"].names):
         raise KeyError(f"the table runs has no columns named {sorted(unknown)}")
     content = pa.Table.from_pylist(kept, SCHEMAS["runs"])
-    encoded = (
-        (f"tables/runs/{row['run_id']}.parquet", encode("runs", content[i : i + 1])) for i, row in enumerate(kept)
-    )
+    found = ((f"tables/runs/{row['run_id']}.parquet", encode("runs", content[i : i + 1])) for i, row in enumerate(kept))
     with files.storing(study_dir):
-        files.place_all(study_dir, encoded)
+        files.place_all(study_dir, found)
 
 
 def is_done(study_dir: Path, run_id: str) -> bool:
@@ -155,7 +152,7 @@ def check_is_study(study_dir: Path) -> None:
 
 def _has_runs(study_dir: Path) -> bool:
     """Return whether the table `runs` exists. Raises ConfigError if other tables are compacted but `runs` is not."""
-    check_not_swapping(study_dir)
+    files.check_not_swapping(study_dir)
     # Look for the file of `runs` last, because a compaction may create the files while this line runs.
     compacted = [table for table in (*SERIES, "runs") if (study_dir / "tables" / table / COMPACTED_FILE).exists()]
     if compacted and "runs" not in compacted:
@@ -292,7 +289,7 @@ def rows(
 def statuses(study_dir: Path, skip: Collection[str] = ()) -> dict[str, str]:
     """Return run_id -> status for all runs of a study; empty before the first run. skip: run_ids to leave out."""
     if not _has_runs(study_dir):
-        check_not_swapping(study_dir)  # a compaction may have moved the tables since _has_runs checked this
+        files.check_not_swapping(study_dir)  # a compaction may have moved the tables since _has_runs checked this
         return {}
     runs = read(study_dir, "runs", ["run_id", "status"], skip=skip)
     return dict(zip(runs["run_id"], runs["status"], strict=True))

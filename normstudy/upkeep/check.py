@@ -19,8 +19,7 @@ from normstudy import config as cfg
 from normstudy.analysis.grid import count_text
 from normstudy.config import places
 from normstudy.errors import printable
-from normstudy.study import parquet, schema, swap, tables, whole
-from normstudy.study.files import damage, is_damage
+from normstudy.study import files, parquet, schema, tables, whole
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SERIES
 from normstudy.study.whole import Expected
 from normstudy.upkeep import verify
@@ -108,8 +107,8 @@ class Found:
 def check_study(study: Path) -> CheckResult:
     """Verify every file of a study. Raises ConfigError for a folder that is not a study."""
     while True:
-        if swap.swap_interrupted(study):
-            return CheckResult(f"{study}: 1 finding\n{swap.SWAPPING.format(study)}", False)
+        if files.swap_interrupted(study):
+            return CheckResult(f"{study}: 1 finding\n{files.SWAPPING.format(study)}", False)
         tables.check_is_study(study)
         before = _inode(study / "tables")
         result = _check(study)
@@ -128,10 +127,10 @@ def _check(study: Path) -> CheckResult:
             what = "is not a table, so normstudy compact would delete it"
             found.lines.append(f"tables/{path.name}: {what}: move it out of tables/")
     runs = _check_runs(found, _files(found, "runs"))
-    files = {table: _files(found, table) for table in SERIES}
+    names = {table: _files(found, table) for table in SERIES}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         for table in SERIES:
-            _check_series(found, table, files[table], runs, threads)
+            _check_series(found, table, names[table], runs, threads)
     found.lines += verify.wrong_in_checkpoints(study) + verify.wrong_in_records(study)
     if (study / schema.SEALED).exists():
         n_runs = None if found.damaged else len(found.compacted)
@@ -194,9 +193,9 @@ def _parts(found: Found, table: str, name: str) -> Iterator[pa.Table]:
     except FileNotFoundError:
         return
     except Exception as error:  # damaged bytes can cause any type of exception
-        if isinstance(error, Wrong) or not is_damage(error):
+        if isinstance(error, Wrong) or not files.is_damage(error):
             raise
-        raise Wrong(f"is damaged ({damage(error)})") from None
+        raise Wrong(f"is damaged ({files.damage(error)})") from None
 
 
 def _check_runs(found: Found, names: Sequence[str]) -> dict[str, Expected]:

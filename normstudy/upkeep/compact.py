@@ -15,7 +15,7 @@ from normstudy.analysis.grid import count_text
 from normstudy.config import places
 from normstudy.errors import ConfigError
 from normstudy.slurm import arrays
-from normstudy.study import files, locks, parquet, schema, swap, tables, whole
+from normstudy.study import files, locks, parquet, schema, tables, whole
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SEALED, SORT, TABLES, plain_schema, run_of
 from normstudy.upkeep import verify
 
@@ -27,7 +27,7 @@ def compact_study(study_dir: Path, *, seal: bool = False) -> str:
     state/; a sealed study stays sealed. Raises ConfigError if the folder is not a study, if the study is in use, has no
     finished run, has a damaged file or unknown columns, or is to be sealed but has unfinished or failed runs.
     """
-    if not swap.swap_interrupted(study_dir):
+    if not files.swap_interrupted(study_dir):
         tables.check_is_study(study_dir)
         _statuses(study_dir)
     seal = seal or (study_dir / SEALED).exists()
@@ -59,8 +59,8 @@ def forget(study_dir: Path, run_ids: Sequence[str], *, shared: bool) -> None:
     if gathered:
         for table in TABLES:
             _write_table(study_dir, table, set(), without=gathered)
-        files.fsync(study_dir / swap.NEW_TABLES)
-        swap.swap(study_dir)
+        files.fsync(study_dir / files.NEW_TABLES)
+        files.swap_tables(study_dir)
 
 
 def _refuse_strange(study_dir: Path) -> None:
@@ -87,9 +87,9 @@ def _compact(study_dir: Path, seal: bool) -> str:
     before = _size(study_dir / "tables")
     for table in TABLES:
         _write_table(study_dir, table, done)
-    files.fsync(study_dir / swap.NEW_TABLES)
+    files.fsync(study_dir / files.NEW_TABLES)
     (study_dir / SEALED).unlink(missing_ok=True)  # if this process is killed now, the study is sound but not sealed
-    swap.swap(study_dir)
+    files.swap_tables(study_dir)
     after = _size(study_dir / "tables")
     if seal:
         names = [f"tables/{table}/{COMPACTED_FILE}" for table in TABLES]
@@ -115,7 +115,7 @@ def _statuses(study_dir: Path) -> dict[str, str]:
 
 
 def _write_table(study_dir: Path, table: str, done: set[str], without: Sequence[str] = ()) -> None:
-    source, target = study_dir / "tables" / table, study_dir / swap.NEW_TABLES / table
+    source, target = study_dir / "tables" / table, study_dir / files.NEW_TABLES / table
     target.mkdir(parents=True)
     joined, parts = [SCHEMAS[table].empty_table()], list[pa.Table]()
     for path in (source / name for name in tables.names_in(source) if name != SCHEMA_FILE):

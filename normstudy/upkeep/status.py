@@ -16,9 +16,8 @@ from normstudy.analysis.outcomes import RUN_COLUMNS, UNJUDGED, outcome_counts, o
 from normstudy.config import places
 from normstudy.errors import ConfigError
 from normstudy.slurm import arrays, ask
-from normstudy.study import records, schema, swap, tables, whole
+from normstudy.study import files, records, schema, tables, whole
 from normstudy.study.checkpoints import FOLDER, NO_HEAD, head_of
-from normstudy.study.files import damage
 from normstudy.study.locks import Holder, holder_of
 from normstudy.upkeep.status_text import MOST_LINES, Failure, Group, Jobs, Status
 from normstudy.workers import heartbeat
@@ -83,7 +82,7 @@ class Looker:
             try:
                 tables.check_is_study(self.study)
             except ConfigError as why:
-                if str(why) != swap.SWAPPING.format(self.study):
+                if str(why) != files.SWAPPING.format(self.study):
                     raise
                 error = why
                 continue
@@ -93,7 +92,7 @@ class Looker:
                 error = why
         if isinstance(error, ConfigError):
             raise error
-        raise ConfigError(f"{self.study} cannot be read ({damage(error)}): run normstudy check {self.study}")
+        raise ConfigError(f"{self.study} cannot be read ({files.damage(error)}): run normstudy check {self.study}")
 
     def _look(self) -> Status:
         before, jobs = holder_of(self.study), self.jobs()
@@ -176,8 +175,7 @@ class Looker:
         folder, compacted, ids = self.study / "tables" / "runs", self._stamp(), None
         # A compacted file that was replaced may have new runs: then ids stay None, and all rows are read.
         if compacted == self._compacted:
-            files = tables.names_in(folder)
-            ids = [i for i in (schema.run_of("runs", name) for name in files) if i not in self._done]
+            ids = [i for name in tables.names_in(folder) if (i := schema.run_of("runs", name)) not in self._done]
         frame = tables.read(self.study, "runs", list(COLUMNS), ids)
         if self._stamp() != compacted:
             raise ConfigError(f"{self.study} was compacted while it was read: rerun the same command")

@@ -17,8 +17,7 @@ from normstudy.analysis.grid import count_text
 from normstudy.config import places
 from normstudy.errors import ConfigError, Damaged
 from normstudy.search import settings
-from normstudy.study import checkpoints, locks, parquet, records, schema, swap, tables
-from normstudy.study.files import damage, is_damage
+from normstudy.study import checkpoints, files, locks, parquet, records, schema, tables
 from normstudy.upkeep.status_text import AGAIN
 
 STATUSES = ("running", "done", "failed")
@@ -97,7 +96,7 @@ def wrong_in_records(study: Path) -> list[str]:
             continue
         except Damaged as error:
             do = f"rm {shlex.quote(str(path))} (then normstudy status no longer knows what this sweep requested)"
-            lines.append(f"sweeps/{path.name}: is damaged ({damage(error.__cause__ or error)}): {do}")
+            lines.append(f"sweeps/{path.name}: is damaged ({files.damage(error.__cause__ or error)}): {do}")
     try:
         if settings.read(study) is None and searched:
             lines.append(f"{settings.FILE}: is missing, so the settings of a search are lost: rerun {searched}")
@@ -120,7 +119,7 @@ def notes(study: Path, statuses: Mapping[str, int]) -> list[str]:
         lines.append(f"the study has {count_text(n, 'failed run')}: {logs}")
     n_parts = len(list((study / "state").glob("*.part")))
     left = [f"{count_text(n_parts, 'file')} state/*.part"] if n_parts else []
-    left += [name for name in (swap.NEW_TABLES, swap.OLD_TABLES) if (study / name).exists()]
+    left += [name for name in (files.NEW_TABLES, files.OLD_TABLES) if (study / name).exists()]
     if left and holder is None:
         lines.append(f"a killed command left {' and '.join(left)}, which the next sweep removes")
     if n := len(list((study / checkpoints.SET_ASIDE).glob("*"))):
@@ -143,7 +142,7 @@ def wrong_with_seal(study: Path, n_runs: int | None = None, n_beside: int = 0) -
         seal = json.loads(places.read(study / schema.SEALED))
         sealed, sha256 = int(seal["runs"]), dict(seal["sha256"])
     except Exception as error:  # damaged text can cause any type of exception
-        if not is_damage(error):
+        if not files.is_damage(error):
             raise
         return [f"{schema.SEALED}: is damaged: {do}", *beside]
     lines = []

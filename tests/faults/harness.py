@@ -28,7 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from normstudy.study import schema, swap
+from normstudy.study import files, schema
 from normstudy.sweep import execute
 from normstudy.workers.task import Message, Task
 
@@ -46,7 +46,7 @@ from studies import REQUEST, assert_same_tables, tiny
 
 from normstudy.config import RunConfig
 from normstudy.data import texts
-from normstudy.study import files, tables
+from normstudy.study import tables
 from normstudy.sweep import planning
 from normstudy.upkeep import compact
 from normstudy.workers import pool, recording, worker
@@ -205,7 +205,7 @@ def sweep_and_compact(root: Path, per_batch: int) -> Callable[[], None]:
     """The whole life of a study's files: trained, and gathered into one file a table."""
 
     def work() -> None:
-        if swap.swap_interrupted(root / "tiny"):  # what the sweep's own line asks for
+        if files.swap_interrupted(root / "tiny"):  # what the sweep's own line asks for
             compact.compact_study(root / "tiny")
         execute.execute(planning.plan(configs(root, per_batch)), REQUEST)
         compact.compact_study(root / "tiny")
@@ -218,7 +218,7 @@ def check_readable(study: Path) -> set[str]:
 
     A compaction that was killed at its swap is the one thing that the next command has to end.
     """
-    if not (study / "tables" / "runs").exists() or (study / swap.OLD_TABLES).exists():
+    if not (study / "tables" / "runs").exists() or (study / files.OLD_TABLES).exists():
         return set()
     for table in schema.TABLES:
         folder = study / "tables" / table

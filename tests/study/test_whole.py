@@ -26,7 +26,7 @@ from normstudy.cli.main import main
 from normstudy.config import ConfigError, RunConfig
 from normstudy.errors import Damaged, MissingRows
 from normstudy.exports.source import choose
-from normstudy.study import checkpoints, files, parquet, schema, swap, tables
+from normstudy.study import checkpoints, files, parquet, schema, tables
 from normstudy.sweep import planning
 from normstudy.sweep.run import run_one, run_sweep
 from normstudy.upkeep import status
@@ -436,7 +436,7 @@ def test_what_a_sweep_would_delete_with_a_compacted_run_is_left(study: Path, mon
 def test_a_compaction_of_a_sealed_study_that_was_killed_is_ended(study: Path) -> None:
     compact_study(study, seal=True)
     (study / "state").mkdir()
-    (study / "tables").rename(study / swap.OLD_TABLES)
+    (study / "tables").rename(study / files.OLD_TABLES)
     compact_study(study)
     assert (study / schema.SEALED).exists()
     assert check_study(study).sound

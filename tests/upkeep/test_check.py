@@ -15,7 +15,7 @@ from studies import after, task_of, tiny
 
 from normstudy.cli import main
 from normstudy.config import run_id
-from normstudy.study import locks, records, swap, tables
+from normstudy.study import files, locks, records, tables
 from normstudy.study.whole import Expected
 from normstudy.upkeep import check
 from normstudy.upkeep.check import check_study
@@ -85,7 +85,7 @@ def test_who_uses_a_study_is_told_and_only_while_it_runs(handmade: Path) -> None
         "note: the study has 1 unfinished run: rerun the same sweep to resume",
         "note: a killed command left 1 file state/*.part, which the next sweep removes",
     ]
-    shutil.copytree(handmade / "tables", handmade / swap.OLD_TABLES)  # as if killed after the swap
+    shutil.copytree(handmade / "tables", handmade / files.OLD_TABLES)  # as if killed after the swap
     left = "1 file state/*.part and state/tables.old"
     assert notes(handmade)[1] == f"note: a killed command left {left}, which the next sweep removes"
 

@@ -15,7 +15,7 @@ from checked import again, flip, ids, lines, notes, train
 from studies import assert_same_tables
 
 from normstudy.config import ConfigError
-from normstudy.study import schema, swap
+from normstudy.study import files, schema
 from normstudy.study import tables as store
 from normstudy.upkeep import check, compact
 from normstudy.upkeep.check import check_study
@@ -161,7 +161,7 @@ def test_a_folder_that_is_no_study(tmp_path: Path) -> None:
 
 
 def test_a_compaction_ended_between_its_renames(study: Path) -> None:
-    os.rename(study / "tables", study / swap.OLD_TABLES)
+    os.rename(study / "tables", study / files.OLD_TABLES)
     told = f"{study} has an interrupted compaction: to complete it, run normstudy compact {study}"
     assert check_study(study) == check.CheckResult(f"{study}: 1 finding\n{told}", False)
     compact_study(study)

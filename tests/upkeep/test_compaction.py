@@ -19,7 +19,7 @@ from handmade import handmade_config, handmade_study, write_handmade_run
 
 import normstudy
 from normstudy.config import ConfigError
-from normstudy.study import locks, parquet, swap
+from normstudy.study import files, locks, parquet
 from normstudy.study import tables as store
 from normstudy.study.schema import COMPACTED_FILE, SCHEMA_FILE, SCHEMAS, SEALED, SERIES, SORT, TABLES
 from normstudy.upkeep.compact import compact_study
@@ -254,13 +254,13 @@ def test_a_killed_compaction_loses_nothing(study: Path, point: str) -> None:
     compact_study(copy)
     whole = tables(copy)
     if point == "new tables in part":
-        (study / swap.NEW_TABLES / "runs").mkdir(parents=True)
-        shutil.copy(copy / "tables/runs" / COMPACTED_FILE, study / swap.NEW_TABLES / "runs")
+        (study / files.NEW_TABLES / "runs").mkdir(parents=True)
+        shutil.copy(copy / "tables/runs" / COMPACTED_FILE, study / files.NEW_TABLES / "runs")
     if point in ("tables moved away", "tables swapped"):
-        os.rename(study / "tables", study / swap.OLD_TABLES)
-        os.rename(copy / "tables", study / swap.NEW_TABLES)
+        os.rename(study / "tables", study / files.OLD_TABLES)
+        os.rename(copy / "tables", study / files.NEW_TABLES)
     if point == "tables swapped":
-        os.rename(study / swap.NEW_TABLES, study / "tables")
+        os.rename(study / files.NEW_TABLES, study / "tables")
     with locks.hold_study(study, "normstudy sweep"):  # as any next command does
         assert_same(before, frames(study))
         assert [p.name for p in (study / "state").iterdir()] == ["lock"]
@@ -271,9 +271,9 @@ def test_a_killed_compaction_loses_nothing(study: Path, point: str) -> None:
 @pytest.fixture
 def between(study: Path) -> Path:
     """The study after a kill between the two renames."""
-    (study / swap.NEW_TABLES).parent.mkdir(exist_ok=True)
-    shutil.copytree(study / "tables", study / swap.NEW_TABLES)
-    os.rename(study / "tables", study / swap.OLD_TABLES)
+    (study / files.NEW_TABLES).parent.mkdir(exist_ok=True)
+    shutil.copytree(study / "tables", study / files.NEW_TABLES)
+    os.rename(study / "tables", study / files.OLD_TABLES)
     return study
 
 
@@ -288,7 +288,7 @@ def test_between_the_renames_nobody_takes_the_study_for_an_empty_one(between: Pa
             ask(between)
     with pytest.raises(ConfigError, match="an interrupted compaction"), locks.hold_study(between, "run", shared=True):
         pass
-    assert (between / swap.OLD_TABLES).is_dir()
+    assert (between / files.OLD_TABLES).is_dir()
 
 
 def test_rowless_files_made_between_the_renames_hide_nothing(made: Path, between: Path) -> None:
@@ -307,7 +307,7 @@ def test_runs_written_between_the_renames_stop_everything(between: Path) -> None
 
 def test_old_tables_alone_come_back(study: Path) -> None:
     before = tables(study)
-    os.rename(study / "tables", study / swap.OLD_TABLES)
+    os.rename(study / "tables", study / files.OLD_TABLES)
     with locks.hold_study(study, "normstudy sweep"):
         assert tables(study) == before
 

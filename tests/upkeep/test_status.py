@@ -30,7 +30,7 @@ from normstudy.analysis import likely_stuck
 from normstudy.analysis.outcomes import MEANING, explained
 from normstudy.cli import main
 from normstudy.config import ConfigError, RunConfig
-from normstudy.study import checkpoints, files, locks, records, swap, tables
+from normstudy.study import checkpoints, files, locks, records, tables
 from normstudy.study.whole import Expected
 from normstudy.upkeep import status, status_text
 from normstudy.upkeep.compact import compact_study
@@ -524,8 +524,8 @@ def test_looking_while_tables_are_swapped(finished: Path, tmp_path: Path) -> Non
 
 
 def test_tables_that_are_away_for_a_moment_are_waited_for(mine: Path) -> None:
-    os.rename(mine / "tables", mine / swap.OLD_TABLES)
-    back = threading.Timer(0.3, os.rename, (mine / swap.OLD_TABLES, mine / "tables"))
+    os.rename(mine / "tables", mine / files.OLD_TABLES)
+    back = threading.Timer(0.3, os.rename, (mine / files.OLD_TABLES, mine / "tables"))
     back.start()
     assert status.look(mine).planned == 2
     back.join()
@@ -562,7 +562,7 @@ def test_bad_requests(
 ) -> None:
     (tmp_path / "results").mkdir()
     (tmp_path / "tiny").symlink_to(stopped)
-    (tmp_path / "swapping" / swap.OLD_TABLES).mkdir(parents=True)
+    (tmp_path / "swapping" / files.OLD_TABLES).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(status, "WAIT", 0.01)
     assert main.main(["status", *words]) == 2
