@@ -6,7 +6,6 @@ import itertools
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from normstudy import __version__
 from normstudy import config as cfg
 from normstudy.config import places
 from normstudy.errors import ConfigError, Damaged
@@ -79,12 +79,10 @@ def open_file(source: Path | bytes) -> pq.ParquetFile:
     opened = pa.OSFile(os.fsencode(source)) if isinstance(source, Path) else pa.BufferReader(source)
     _check_footer(opened)
     file = pq.ParquetFile(opened, page_checksum_verification=True)
-    about = file.metadata
-    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
     # If an older version wrote the file without a checksum, a flipped bit in a number of rows could hide rows.
-    if sum(g.num_rows for g in groups) != about.num_rows or any(
-        g.num_columns and g.column(0).num_values != g.num_rows for g in groups
-    ):
+    uneven = any(g.num_columns and g.column(0).num_values != g.num_rows for g in groups)
+    if uneven or sum(g.num_rows for g in groups) != file.metadata.num_rows:
         raise ValueError("the file's row counts contradict each other")
     return file
 
@@ -155,9 +153,7 @@ def conform(table: str, content: pa.Table) -> pa.Table:
     if content.schema.equals(fields):
         return content
     if unknown := unknown_columns(table, content.schema.names):
-        raise ConfigError(
-            f"{table} has columns unknown to normstudy {version('normstudy')}: {unknown}. Update normstudy"
-        )
+        raise ConfigError(f"{table} has columns unknown to normstudy {__version__}: {unknown}. Update normstudy")
     for f in content.schema:  # older versions wrote no checksum of the types, and a wrong type changes the values
         kind = fields.field(f.name).type
         # pandas writes integers with nulls as floats. The cast below raises an error for a float with a fraction.

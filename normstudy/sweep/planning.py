@@ -150,20 +150,17 @@ def left_out(study_dir: Path, missing: list[str], statuses: dict[str, str], exec
     return [i for i in failed if not execution.retry_failed or tries[i] >= execution.max_tries]
 
 
-def refuse_if_sealed(study_dir: Path, missing: dict[str, RunConfig], texts: dict[str, str]) -> bool:
-    """Return whether a study is sealed. Raises a ConfigError if it is sealed and `missing` is not empty."""
-    if not (study_dir / schema.SEALED).exists():
-        return False
-    if missing:
-        raise ConfigError(sealed_refusal(study_dir, missing, texts))
-    return True
+def refuse_if_sealed(study_dir: Path, missing: Mapping[str, RunConfig], texts: Mapping[str, str]) -> bool:
+    """Return whether a study is sealed. Raises a ConfigError if it is sealed and lacks runs.
 
-
-def sealed_refusal(study_dir: Path, strangers: Mapping[str, RunConfig], texts: Mapping[str, str]) -> str:
-    """Return the error line for runs that a sealed study does not have. texts: run_id -> sha256 of the run's text."""
+    missing: the runs that it lacks; texts: run_id -> sha256 of the run's text.
+    """
+    is_sealed = (study_dir / schema.SEALED).exists()
+    if not is_sealed or not missing:
+        return is_sealed
     held = tables.read(study_dir, "runs")
     found: dict[str, dict[object, None]] = {}  # column -> values of requested runs that differ from the study
-    for run_id, config in strangers.items():
+    for run_id, config in missing.items():
         row = {**schema.config_columns(config), "data_sha256": texts[run_id]}
         for column in _differences(held, row):
             found.setdefault(column, {})[row[column]] = None
@@ -178,10 +175,9 @@ def sealed_refusal(study_dir: Path, strangers: Mapping[str, RunConfig], texts: M
             parts.append(f"{key} {_list(values)} (the study has {_list(theirs) or 'null'})")
             name += f"-{key}{_list(values)}" if len(values) == 1 else f"-{key}"
     what = "; ".join(parts) or "the normstudy version that trained the study computes different bits"
-    n = len(strangers)
-    lacks = f"lacks {n} of the requested runs" if n > 1 else "lacks the requested run"
+    lacks = f"lacks {len(missing)} of the requested runs" if len(missing) > 1 else "lacks the requested run"
     safe = "".join(c if (c.isascii() and c.isalnum()) or c in "_.+-" else "_" for c in name)[:80]
-    return f"{study_dir} is sealed and {lacks}: {what}. Train in a new study: study={safe}"
+    raise ConfigError(f"{study_dir} is sealed and {lacks}: {what}. Train in a new study: study={safe}")
 
 
 def _differences(held: pd.DataFrame, row: Mapping[str, object]) -> list[str]:
