@@ -103,8 +103,7 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"scaler is of type {type(kept['scaler']).__name__}: give the torch.amp.GradScaler")
     if kept["names"] is not None and not callable(kept["names"]):
         raise ConfigError(f"names {kept['names']!r} is not callable: give a function of a parameter's name")
-    if kept["config"] is not None:
-        kept["config"] = _config(kept["config"])
+    kept["config"] = None if kept["config"] is None else _config(kept["config"])
     return {**kept, **_entropies(kept["unigram_entropy"], kept["bigram_entropy"])}
 
 

@@ -18,9 +18,8 @@ from torch.optim import Optimizer
 
 from normstudy.errors import printable
 from normstudy.watch.names import Layout
-from normstudy.watch.numbers import Number, Row, number
+from normstudy.watch.numbers import Number, Row, has_norm, norms, number
 from normstudy.watch.stream import Hook, Stream
-from normstudy.watch.sums import has_norm, norms
 
 
 class Probe:
@@ -75,8 +74,7 @@ class Probe:
         for i, block in enumerate(self.layout.blocks):
             if i == 0:
                 self._handles.append(block.register_forward_pre_hook(Hook(self.stream.enter, self), with_kwargs=True))
-            leave = Hook(functools.partial(self.stream.leave, i + 1), self)
-            self._handles.append(block.register_forward_hook(leave))
+            self._handles.append(block.register_forward_hook(Hook(functools.partial(self.stream.leave, i + 1), self)))
 
     def _hook_trained(self) -> list[int]:
         """Hook trained parameters that have no hook yet, such as unfrozen ones. Return their indices."""
@@ -88,7 +86,6 @@ class Probe:
         return new
 
     def detach(self) -> None:
-        """Remove every hook."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -98,8 +95,7 @@ class Probe:
         """Print the error and disable the hooks. Removal waits for `detach`: torch may be iterating over them now."""
         if not self.broken:
             self.broken = True
-            line = f"watch: stopped at step {self.step} by {type(error).__name__}: {error}"
-            print(printable(line), file=sys.stderr)
+            print(printable(f"watch: stopped at step {self.step} by {type(error).__name__}: {error}"), file=sys.stderr)
 
     # ---- gradients ------------------------------------------------------------------------------------
 

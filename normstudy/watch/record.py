@@ -74,8 +74,7 @@ class Record:
     def __init__(self, study_dir: Path, row: dict[str, Any], groups: Sequence[Place]) -> None:
         self.study_dir, self.row, self.groups, self.run_id = study_dir, row, groups, row["run_id"]
         self._window: dict[str, list[dict[str, Any]]] = {}
-        self._number = -1
-        self._unsaved = False
+        self._number, self._unsaved = -1, False
 
     def resume(self, given: Mapping[str, Any]) -> int:
         """Read the row and the last window of the run to resume, and return the run's next step.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normstudy.watch.sums import sum_of_squares, wide
+from normstudy.watch.numbers import sum_of_squares, wide
 
 _KEYS = itertools.count()
 STREAMS: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()  # key -> stream, for compiled graphs
@@ -111,8 +111,7 @@ class Stream:
         if x.requires_grad and not x.is_leaf:
             # The first block's input may come from outside a checkpoint. Its hook cannot use tensors from inside.
             source = torch.ops.normstudy.mean_square(x.detach(), self._key) if point else x
-            copied = functools.partial(torch.ops.normstudy.take_gradient, source, self._key, point)
-            x.register_hook(copied)  # type: ignore[no-untyped-call]
+            x.register_hook(functools.partial(torch.ops.normstudy.take_gradient, source, self._key, point))  # type: ignore[no-untyped-call]
         else:
             self._squares[point].copy_(mean_square(x))
 

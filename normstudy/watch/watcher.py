@@ -71,8 +71,7 @@ class Watch:
         given = checks.check_options(options)
         checks.check_training(self.model, self.optimizers)
         self.layout = naming.layout(self.model, blocks, names)
-        self.study, self.run_id = given["study"], resume
-        self._given, self._scaler = given, scaler
+        self._given, self.study, self.run_id = given, given["study"], resume
         self._probe: Probe | None = None
         self._copy: Copy | None = None
         dist = torch.distributed
@@ -106,7 +105,7 @@ class Watch:
             self._groups = Groups(self.layout, self.model)
             self._probe = Probe(
                 self.model, self.optimizers, self.layout,
-                lambda t: bool(t < given["dense"] or not t % given["every"]), self._scaler, step, self._collect,
+                lambda t: bool(t < given["dense"] or not t % given["every"]), given["scaler"], step, self._collect,
             )  # fmt: skip
             self._began, self._written, self._first = time.monotonic(), time.monotonic(), step
             self.run_id, self._state, self._pid = run_id, "watching", os.getpid()
@@ -169,12 +168,9 @@ class Watch:
         first, last = gradients[at[0]], gradients[at[-1]]
         self._warned = True
         if 0 <= first <= rule.threshold * last:
-            print(
-                f"watch: the first layer's gradient is {first / last if last else 0:.2g} times the last one's "
-                f"at step {step}: in normstudy's studies {rule.stuck} of {rule.looked} runs "
-                "with so small a ratio ended stuck",
-                file=sys.stderr,
-            )  # fmt: skip
+            ratio = f"{first / last if last else 0:.2g} times the last one's at step {step}"
+            known = f"in normstudy's studies {rule.stuck} of {rule.looked} runs with so small a ratio ended stuck"
+            print(f"watch: the first layer's gradient is {ratio}: {known}", file=sys.stderr)
 
     def close(self, status: str = "done") -> None:
         """Remove the hooks, write the last rows, and print the watch's cost. status: done, or failed after an error."""
@@ -255,7 +251,6 @@ class TrainerHooks:
 
 
 def _close_all() -> None:
-    """Close the watches that are open when the program exits."""
     for one in list(OPEN):
         one.close("failed" if hasattr(sys, "last_type") else "done")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from normstudy.watch.sums import ROW, norms, sum_of_squares
+from normstudy.watch.numbers import ROW, norms, sum_of_squares
 
 LENGTHS = (0, 1, ROW, 4 * ROW, 4 * ROW + 1, 5 * ROW, 3_000_001)
 
