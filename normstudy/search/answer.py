@@ -42,8 +42,7 @@ def critical_values(
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
     if settings is None:
         raise ConfigError(f"{study_dir} has no search for critical values: start one with normstudy critical")
-    found = with_outcomes(study_dir, runs)
-    return answer(found, settings), settings
+    return answer(with_outcomes(study_dir, runs), settings), settings
 
 
 def with_outcomes(study_dir: Path | str, runs: pd.DataFrame) -> pd.DataFrame:

@@ -31,12 +31,14 @@ def _log_shares(reach: int) -> tuple[Floats, Floats]:
 
 
 class Posterior(NamedTuple):
-    """The threshold's distribution, given the runs. below, above: its probability outside the range."""
+    """The threshold's distribution, given the runs."""
 
     low: int  # ends of the range
     high: int
     weights: Floats  # weight of each threshold and pair (width, lapse); the sum is 1
     cumulative: Floats  # cumulative probability of the thresholds
+    below: float  # probability of a threshold below the range
+    above: float
 
     def quantile(self, q: float) -> int:
         """Return the lowest threshold whose cumulative probability is at least `q`, as a position."""
@@ -45,14 +47,6 @@ class Posterior(NamedTuple):
     @property
     def interval(self) -> tuple[int, int]:
         return self.quantile((1 - CONFIDENCE) / 2), self.quantile((1 + CONFIDENCE) / 2)
-
-    @property
-    def below(self) -> float:
-        return float(self.cumulative[PAD - 1])
-
-    @property
-    def above(self) -> float:
-        return float(1 - self.cumulative[-PAD - 1])
 
     def share(self, position: int) -> float:
         """Return the expected share of runs that fail at a position."""
@@ -76,4 +70,5 @@ def posterior(counts: Mapping[int, tuple[int, int]], low: int, high: int) -> Pos
         total += n_failed * failed + n_other * other
     weights = np.exp(total - total.max())
     weights /= weights.sum()
-    return Posterior(low, high, weights, np.cumsum(weights.sum(axis=1)))
+    cumulative = np.cumsum(weights.sum(axis=1))
+    return Posterior(low, high, weights, cumulative, float(cumulative[PAD - 1]), float(1 - cumulative[-PAD - 1]))

@@ -72,8 +72,7 @@ def count(edge: str, outcomes: Iterable[tuple[int, str]]) -> dict[int, tuple[int
 
 def replay(settings: Settings, outcome_of: Callable[[Run], str | None]) -> Progress:
     """Go through the rounds. outcome_of(run): the run's outcome, CRASHED, or None if the run has no outcome yet."""
-    axis, ends = settings.axis, settings.ends
-    progress = Progress()
+    axis, ends, progress = settings.axis, settings.ends, Progress()
 
     def take(runs: list[Run]) -> bool:
         """Add the outcomes of some runs. Return whether all these runs have an outcome."""

@@ -58,8 +58,7 @@ def expected(settings: Settings, searches: int = 40) -> Expected:
     spacing = max(1, (high - low) // 2)
     while spacing > 1 and rms(grid_errors(edges, settings, spacing, rng)) > error:
         spacing = max(1, round(0.85 * spacing))
-    runs = float(np.mean([len(p.outcomes) for p in done]))
-    return Expected(runs, error, GRID_SEEDS * ((high - low) // spacing + 1))
+    return Expected(float(np.mean([len(p.outcomes) for p in done])), error, GRID_SEEDS * ((high - low) // spacing + 1))
 
 
 def rms(errors: Sequence[float]) -> float:

@@ -101,10 +101,8 @@ def place_all(study_dir: Path, files: Iterable[tuple[str, bytes | None]]) -> Non
     For a file that already exists, the bytes are None. The existing file's folder is fsynced too, because the process
     that wrote the file may have been killed before the fsync.
     """
-    state = study_dir / "state"
-    writer = f"{socket.gethostname()}-{os.getpid()}"
-    targets: dict[Path, Path] = {}
-    folders: set[Path] = set()
+    state, writer = study_dir / "state", f"{socket.gethostname()}-{os.getpid()}"
+    targets, folders = dict[Path, Path](), set[Path]()
     try:
         state.mkdir(parents=True, exist_ok=True)
         for relative, data in files:

@@ -53,10 +53,9 @@ def hold_study(study_dir: Path, command: str, *, shared: bool = False, patience:
     Raises ConfigError if another command holds the lock, if the folder cannot be written, or if `shared` is true and a
     killed compaction must be completed first.
     """
-    if patience is None:
-        patience = PATIENCE_SECONDS if shared else 0.0
+    default, kind = (PATIENCE_SECONDS, fcntl.LOCK_SH) if shared else (0.0, fcntl.LOCK_EX)
     try:
-        fd = _take(study_dir, command, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, patience)
+        fd = _take(study_dir, command, kind, default if patience is None else patience)
     except OSError as e:
         raise ConfigError(f"{study_dir} cannot be written: {e.strerror}. Choose another results_dir") from None
     try:

@@ -102,7 +102,6 @@ def _check_footer(file: pa.NativeFile) -> None:
 
 
 def read(source: Path | bytes) -> pa.Table:
-    """Read all rows of a Parquet file."""
     return open_file(source).read()
 
 

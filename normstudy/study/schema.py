@@ -24,11 +24,6 @@ MODULES = (
     "norm2_out", "norm1_inner", "norm2_inner", "qkv_norm", "scale", "own", "final_norm", "unembed",
 )  # fmt: skip
 
-# `runs` columns that may differ between two executions of the same run; all other columns are bitwise equal.
-NOT_REPRODUCED = (
-    "wall_time_s", "started_at", "finished_at", "git_commit", "data_path", "python", "torch", "cpu_capability",
-    "blas", "device",
-)  # fmt: skip
 _ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
 _TIME = pa.timestamp("us", tz="UTC")
 NAME_TYPE = pa.dictionary(pa.int32(), pa.string())

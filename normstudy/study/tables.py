@@ -257,8 +257,7 @@ def rows(
     """Read a table's rows, unsorted; the arguments are those of `read`. Each dictionary column has one dictionary."""
     names = [name for name in names_in(folder) if run_of(folder.name, name) not in skip]
     if run_ids is not None:
-        run_ids = sorted(run_ids)
-        own = set(run_ids)
+        run_ids, own = sorted(run_ids), set(run_ids)
         names = [name for name in names if name in (SCHEMA_FILE, COMPACTED_FILE) or run_of(folder.name, name) in own]
     large = [folder / COMPACTED_FILE] if COMPACTED_FILE in names else []
     small = [folder / name for name in names if name != COMPACTED_FILE]

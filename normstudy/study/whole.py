@@ -75,12 +75,10 @@ def lacking(table: str, run: Expected, steps: Ints, rows: Ints) -> str:
     steps: the distinct steps, sorted; rows: the number of rows at each step, which must be equal at all steps.
     """
     wanted = steps_of(table, run, run.last(steps))
-    missing = strange = wanted[:0]
     if not np.array_equal(wanted, steps):  # array_equal is faster than setdiff1d, and most runs lack no rows
-        missing, strange = np.setdiff1d(wanted, steps), np.setdiff1d(steps, wanted)
-    if len(missing):
-        return f"lacks {len(missing)} of {len(wanted)} steps (the first is step {missing[0]})"
-    if len(strange):
+        if len(missing := np.setdiff1d(wanted, steps)):
+            return f"lacks {len(missing)} of {len(wanted)} steps (the first is step {missing[0]})"
+        strange = np.setdiff1d(steps, wanted)
         return f"has {len(strange)} steps too many (the first is step {strange[0]})"
     at_each = {"steps": 1, "residual": run.n_layers + 1}.get(table, int(rows.max(initial=0)))
     uneven = np.flatnonzero(rows != at_each)

@@ -206,9 +206,8 @@ def _check_runs(found: Found, names: Sequence[str]) -> dict[str, Expected]:
             _check_compacted_runs(found, runs)
             continue
         run_id = name.removesuffix(".parquet")
-        if run_id in found.names:
-            what = f"tables/runs has the run's row in {COMPACTED_FILE} and also in {name}"
-            found.wrong(run_id, what, f"runs/{name}")
+        twice = f"tables/runs has the run's row in {COMPACTED_FILE} and also in {name}" if run_id in found.names else ""
+        found.wrong(run_id, twice, f"runs/{name}")
         found.names.add(run_id)
         found.beside.add(run_id)
         try:

@@ -16,9 +16,8 @@ from normstudy.analysis.outcomes import RUN_COLUMNS, UNJUDGED, outcome_counts, o
 from normstudy.config import places
 from normstudy.errors import ConfigError
 from normstudy.slurm import arrays, ask
-from normstudy.study import files, records, schema, tables, whole
+from normstudy.study import files, locks, records, schema, tables, whole
 from normstudy.study.checkpoints import FOLDER, NO_HEAD, head_of
-from normstudy.study.locks import Holder, holder_of
 from normstudy.upkeep.status_text import MOST_LINES, Failure, Group, Jobs, Status
 from normstudy.workers import heartbeat
 
@@ -51,8 +50,7 @@ def watch(study: Path, every: float) -> None:
             back, drawn = f"\x1b[{drawn}A\r\x1b[J" if drawn else "", len(lines)
         elif not status.over:
             lines.append("")
-        text = back + "".join(f"{line}\n" for line in lines)
-        print(text, end="", flush=True)  # a single print, which Ctrl-C does not split
+        print(back + "".join(f"{line}\n" for line in lines), end="", flush=True)  # one print: Ctrl-C cannot split it
         if status.over:
             return
         time.sleep(every)
@@ -79,23 +77,21 @@ class Looker:
         for attempt in range(TRIES):
             if attempt:
                 time.sleep(WAIT)
+            is_study = False
             try:
                 tables.check_is_study(self.study)
-            except ConfigError as why:
-                if str(why) != files.SWAPPING.format(self.study):
-                    raise
-                error = why
-                continue
-            try:
+                is_study = True
                 return self._look()
             except (ConfigError, OSError, pa.ArrowException) as why:
+                if not is_study and str(why) != files.SWAPPING.format(self.study):
+                    raise
                 error = why
         if isinstance(error, ConfigError):
             raise error
         raise ConfigError(f"{self.study} cannot be read ({files.damage(error)}): run normstudy check {self.study}")
 
     def _look(self) -> Status:
-        before, jobs = holder_of(self.study), self.jobs()
+        before, jobs = locks.holder_of(self.study), self.jobs()
         # When a run ends, its `runs` row is written before its checkpoint and heartbeat are removed. Read the rows
         # last, so that a run whose checkpoint and heartbeat have already been removed is seen as finished.
         heartbeats = heartbeat.read_all(self.study)
@@ -105,7 +101,7 @@ class Looker:
         frame, compacted = self._read_rows()
         self._read_records()
         # If a sweep begins or ends while the files are read, one of the two calls of holder_of finds the sweep.
-        holder = holder_of(self.study) or before
+        holder = locks.holder_of(self.study) or before
         if jobs is not None and holder is not None and not holder.verified:
             holder = None  # ignore a job on another machine, because Slurm knows whether the job is running
         done = frame[frame["status"] == "done"]
@@ -193,7 +189,7 @@ class Looker:
                 self._sweeps[path.name], lengths = records.read_record(path)
                 self._planned |= {i: n for i, n in lengths.items() if n is not None or i not in self._planned}
 
-    def _trained(self, holder: Holder | None, running: set[str]) -> set[str]:
+    def _trained(self, holder: locks.Holder | None, running: set[str]) -> set[str]:
         """Return the runs that the lock's holder is training or will train. running: runs with status `running`."""
         if holder is None:
             return set()
@@ -208,8 +204,7 @@ class Looker:
         """Compute the outcomes of newly finished runs. To save memory, about AT_ONCE steps are read at a time."""
         new = done[~done["run_id"].isin(self._outcomes)]
         for _, part in new.groupby(new["n_steps"].cumsum() // AT_ONCE):
-            columns = ["run_id", "step", "train_loss", "val_loss"]
-            steps = whole.read(self.study, "steps", part, columns, text=False)
+            steps = whole.read(self.study, "steps", part, ["run_id", "step", "train_loss", "val_loss"], text=False)
             self._outcomes.update((str(i), outcome) for i, outcome in outcomes(part, steps).items())
 
 
@@ -227,10 +222,9 @@ def failures_of(study: Path, run_ids: Sequence[str]) -> Iterator[Failure]:
     """Yield, for each failed run, how often it was tried and why it failed (the last line of the newest traceback)."""
     tries = records.tries_of(study)
     for run_id in run_ids:
-        try:
+        log = b""
+        with contextlib.suppress(FileNotFoundError):
             log = places.read(study / records.LOGS / f"{run_id}-{tries[run_id]}.txt")
-        except FileNotFoundError:
-            log = b""
         text = log[-4096:].decode(errors="replace")
         lines = ("".join(filter(str.isprintable, line)).strip() for line in reversed(text.splitlines()))
         yield Failure(run_id, tries[run_id], next((line for line in lines if line), "the traceback is missing"))
