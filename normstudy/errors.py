@@ -20,6 +20,10 @@ class Damaged(ConfigError):
     """Raised if a file of a study cannot be read, or if its rows do not match its file name."""
 
 
+class Failed(Exception):
+    """Raised after a command's work, if a part of it failed. The message is one line; the exit code is 1."""
+
+
 class MissingRows(UserWarning):
     """Warns that a run or a file of a study is ignored, because it lacks rows or does not belong to the study."""
 

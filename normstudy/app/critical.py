@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
 
 from normstudy.app.plan import Planner
 from normstudy.config import short_float
@@ -23,16 +21,9 @@ Launch = Callable[[Sequence[Sequence[str]]], object]  # trains jobs, each a list
 
 
 def search(
-    loader: ConfigLoader,
-    master: DictConfig,
-    cells: Sequence[Sequence[str]],
-    launch: Launch | None,
-    request: Request,
-    *,
-    dry_run: bool,
+    planner: Planner, cells: Sequence[Sequence[str]], launch: Launch | None, request: Request, *, dry_run: bool
 ) -> None:
     """Search the critical values of all cells, each a list of overrides. launch: None means normstudy's launcher."""
-    planner = Planner(loader, master)
     configs = planner.plan(cells)
     axis = find(configs[0].search.of)
     group, _, name = axis.key.partition(".")

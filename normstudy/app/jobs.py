@@ -20,7 +20,7 @@ from normstudy.app.compose import OUR_SWEEPER
 from normstudy.app.overrides import NOT_SWEPT, not_swept
 from normstudy.app.plan import Planner
 from normstudy.app.reading import as_written
-from normstudy.errors import ConfigError
+from normstudy.errors import ConfigError, Failed
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 MAX_RUNS = 100_000  # a larger sweep is assumed to be a typing error, such as range(0,1e9)
@@ -57,7 +57,7 @@ def sweep(
     if app.searches:
         from normstudy.app import critical
 
-        critical.search(loader, config, jobs, None if ours else train, request, dry_run=app.dry_run)
+        critical.search(Planner(loader, config), jobs, None if ours else train, request, dry_run=app.dry_run)
         return []
     if not ours:
         from normstudy.sweep import planning, run
@@ -97,12 +97,10 @@ def launch(
 
 def _raise_failure(one: JobReturn) -> None:
     """Raise the error of a failed job; do nothing if the job succeeded."""
-    from normstudy.sweep.execute import RunsFailed
-
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # hides the overrides that Hydra prints before it raises
             _ = one.return_value
-    except (ConfigError, RunsFailed):
+    except (ConfigError, Failed):
         raise
     except Exception as error:  # a bug: the user must see its traceback
         raise RuntimeError(

@@ -1,4 +1,4 @@
-"""Run the commands: one function for each, which parses the command's arguments and returns the exit code."""
+"""Run the commands: one function for each, which parses the command's arguments. Without an exit code, it is 0."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from normstudy.errors import ConfigError, nearest, printable, say, short
+from normstudy.errors import ConfigError, nearest, printable, say
 
 if typing.TYPE_CHECKING:
     import argparse
@@ -101,18 +101,10 @@ def train(command: str, argv: list[str]) -> int:
     """Run `normstudy run`, `sweep` or `critical`, whose arguments Hydra reads."""
     from normstudy.app import main
 
-    try:
-        return main.train(command, argv)[0]
-    except Exception as error:
-        from normstudy.sweep.execute import RunsFailed
-
-        if not isinstance(error, RunsFailed):
-            raise
-        print(f"error: {short(str(error))}", file=sys.stderr)
-        return 1
+    return main.train(command, argv)[0]
 
 
-def complete(words: Sequence[str], commands: Sequence[str]) -> int:
+def complete(words: Sequence[str], commands: Sequence[str]) -> None:
     """Print the completions for `normstudy -sc query=SHELL`, or the setup script for `-sc install=SHELL`."""
     if len(words) != 1 or words[0].split("=")[0] not in ("query", "install", "uninstall"):
         raise ConfigError("-sc needs one word: install=bash, uninstall=bash or query=bash (zsh and fish work too)")
@@ -121,9 +113,9 @@ def complete(words: Sequence[str], commands: Sequence[str]) -> int:
         program, *typed = line.split() or [""]
         if not typed or (len(typed) == 1 and not line.endswith(" ")):
             print(" ".join(c for c in commands if c.startswith("".join(typed))))
-            return 0
+            return
         if typed[0] not in ("run", "sweep", "critical"):
-            return 0
+            return
         many = [] if typed[0] == "run" else ["--multirun"]  # otherwise Hydra rejects comma-separated values
         kept = [word for word in typed[1:] if word not in OUR_FLAGS]
         blank = " " if line.endswith(" ") else ""
@@ -131,11 +123,10 @@ def complete(words: Sequence[str], commands: Sequence[str]) -> int:
     from normstudy.app import main
 
     main.complete(words[0])
-    return 0
 
 
 @_without_garbage_collection()
-def plot(argv: list[str]) -> int:
+def plot(argv: list[str]) -> None:
     given = parser("plot", "--no-title", where=True, format=("png", "svg", "pdf"), out=out_path, only=name_list)
     for name, default in (("--module", "mlp_out"), ("--quantity", "grad_norm"), ("--width", "7in")):
         given.add_argument(name, default=default)
@@ -152,33 +143,30 @@ def plot(argv: list[str]) -> int:
                 say(printable(f"  {result.captions[name]}"))
     for line in result.skipped:
         say(line)
-    return 0
 
 
 @_without_garbage_collection()
-def compare(argv: list[str]) -> int:
+def compare(argv: list[str]) -> None:
     given = parser("compare", where=True, required="by", baseline=str, margin=float, format=TABLES)
     args = given.parse_args(argv)
     from normstudy.analysis.compare import compare_study, render
 
     found = compare_study(args.study, by=args.by, baseline=args.baseline, margin=args.margin, where=args.where)
     say(render(found, args.format))
-    return 0
 
 
 @_without_garbage_collection()
-def report(argv: list[str]) -> int:
+def report(argv: list[str]) -> None:
     given = parser("report", study=False, where=True, out=out_path)
     given.add_argument("studies", metavar="STUDY", nargs="+", type=study_folder)
     args = given.parse_args(argv)
     from normstudy.report.make import report
 
     say(printable(str(report(args.studies, args.where).save(args.out))))
-    return 0
 
 
 @_without_garbage_collection()
-def sensitivity(argv: list[str]) -> int:
+def sensitivity(argv: list[str]) -> None:
     args = parser("sensitivity", where=True, format=TABLES).parse_args(argv)
     from normstudy.analysis.sensitivity import render, sensitivity_study
 
@@ -186,18 +174,16 @@ def sensitivity(argv: list[str]) -> int:
     say(render(found, args.format))
     for cell in alone:  # not on standard output, where csv and json may be read by another program
         print(f"left out, because it has only one learning rate: {printable(cell)}", file=sys.stderr)
-    return 0
 
 
-def export(argv: list[str]) -> int:
+def export(argv: list[str]) -> None:
     args = parser("export", "--join", where=True, required="to", out=out_path).parse_args(argv)
     from normstudy.exports.export import export_study
 
     say(export_study(args.study, to=args.to, out=args.out, where=args.where, join=args.join))
-    return 0
 
 
-def status(argv: list[str]) -> int:
+def status(argv: list[str]) -> None:
     args = parser("status", "--watch", every=float).parse_args(argv)
     if args.every is not None and not args.watch:
         raise ConfigError(f"--every {args.every:g} needs --watch: add --watch")
@@ -209,15 +195,13 @@ def status(argv: list[str]) -> int:
         status.watch(args.study, 5.0 if args.every is None else args.every)
     else:
         say(repr(status.look(args.study)))
-    return 0
 
 
-def cancel(argv: list[str]) -> int:
+def cancel(argv: list[str]) -> None:
     study = parser("cancel").parse_args(argv).study
     from normstudy.sweep.on_slurm import cancel
 
     say(cancel(study))
-    return 0
 
 
 def check(argv: list[str]) -> int:
@@ -229,17 +213,16 @@ def check(argv: list[str]) -> int:
     return 0 if report.sound else 1
 
 
-def compact(argv: list[str]) -> int:
+def compact(argv: list[str]) -> None:
     args = parser("compact", "--seal").parse_args(argv)
     from normstudy.study import paths
     from normstudy.upkeep.compact import compact_study
 
     paths.check_own_folders(args.study)
     say(compact_study(args.study, seal=args.seal))
-    return 0
 
 
-def reproduce(argv: list[str]) -> int:
+def reproduce(argv: list[str]) -> None:
     formats = ("table", "markdown")
     given = parser("reproduce", "--list", "--again", study=False, tier=int, out=out_path, workers=int, format=formats)
     given.add_argument("names", nargs="*", metavar="NAME")
@@ -250,27 +233,22 @@ def reproduce(argv: list[str]) -> int:
         raise ConfigError(
             "there is nothing to measure: add --tier 0, or names from the output of normstudy reproduce --list"
         )
-    from normstudy.reproductions import run, workers
+    from normstudy.reproductions import run
 
     if args.tier not in (None, run.TIER):
         raise ConfigError(f"--tier {args.tier} does not exist: give --tier {run.TIER}")
     names = run.check_names(args.names) or list(run.REPRODUCTIONS)
     if args.list:
         print(run.listing(names))
-        return 0
+        return
     out = run.OUT if args.out is None else args.out
-    try:
-        findings, measured = run.reproduce(names, out, again=args.again, processes=args.workers)
-    except workers.MeasuringFailed as error:
-        print(f"error: {short(str(error))}", file=sys.stderr)
-        return 1
+    findings, measured = run.reproduce(names, out, again=args.again, processes=args.workers)
     print(run.render(findings, args.format))
     if args.format == "table":
         print(f"\n{run.summary(len(findings), len(measured), out)}")
-    return 0
 
 
-def bench(argv: list[str]) -> int:
+def bench(argv: list[str]) -> None:
     given = parser("bench", "--show", study=False, rows=name_list, out=out_path, format=("table", "markdown"))
     given.add_argument("--device", choices=("cpu", "cuda"))
     size = given.add_mutually_exclusive_group()
@@ -289,4 +267,3 @@ def bench(argv: list[str]) -> int:
         text = run.bench(args.rows, folder, mode=mode, device=args.device or "cpu", fmt=args.format)
     if text:
         print(text)
-    return 0

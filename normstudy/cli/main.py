@@ -17,9 +17,9 @@ import warnings
 from collections.abc import Callable
 
 from normstudy.cli import commands, manual
-from normstudy.errors import ConfigError, MissingRows, nearest, short
+from normstudy.errors import ConfigError, Failed, MissingRows, nearest, short
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     **{name: functools.partial(commands.train, name) for name in ("run", "sweep", "critical")},
     "plot": commands.plot, "compare": commands.compare, "report": commands.report, "sensitivity": commands.sensitivity,
     "status": commands.status, "cancel": commands.cancel, "check": commands.check, "compact": commands.compact,
@@ -109,18 +109,21 @@ def _dispatch(words: list[str]) -> int:
     command, rest = (words[0], words[1:]) if words else ("help", [])
     if command in ("-h", "--help", "help"):
         print(manual.help_of(None), end="")
-        return 0
-    if command in ("-sc", "--shell-completion"):
-        return commands.complete(rest, list(COMMANDS))
-    if command == "--version":
+    elif command in ("-sc", "--shell-completion"):
+        commands.complete(rest, list(COMMANDS))
+    elif command == "--version":
         from importlib.metadata import version
 
         print(f"normstudy {version('normstudy')}")
-        return 0
-    if command not in COMMANDS:
+    elif command not in COMMANDS:
         kind = "flag" if command.startswith("-") else "command"
         raise ConfigError(f"unknown {kind} {command!r}: use one of {', '.join(COMMANDS)}.{nearest(command, COMMANDS)}")
-    if "-h" in rest or "--help" in rest:
+    elif "-h" in rest or "--help" in rest:
         print(manual.help_of(command), end="")
-        return 0
-    return COMMANDS[command](rest)
+    else:
+        try:
+            return COMMANDS[command](rest) or 0
+        except Failed as error:
+            print(f"error: {short(str(error))}", file=sys.stderr)
+            return 1
+    return 0

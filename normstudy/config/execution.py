@@ -27,9 +27,7 @@ FIXED = (
 OPTION = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 VALUE = re.compile(r"""[^'"\\-][^'"\\]*""")
 
-MOST_RUNS = (
-    1000  # limit of search.max_runs, because from this seed on, seeds are reserved for sentinels (search/rounds.py)
-)
+MOST_RUNS = 1000  # limit of search.max_runs; seeds from this one on are reserved for sentinels (search/rounds.py)
 
 
 @dataclass

@@ -5,12 +5,13 @@ import traceback
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 
+from normstudy.errors import Failed
 from normstudy.processes import WORKER_ENVIRONMENT, Child, environment_with, leave
 from normstudy.reproductions.entry import Job, Reading
 from normstudy.workers.worker import prepare
 
 
-class MeasuringFailed(Exception):
+class MeasuringFailed(Failed):
     """Raised if a worker process fails or is killed. The message says why."""
 
 

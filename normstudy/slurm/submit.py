@@ -118,10 +118,7 @@ def _beyond_signals() -> Iterator[None]:
     """
     import submitit
 
-    executor, name = (
-        submitit.SlurmExecutor,
-        "_make_submission_command",
-    )  # of the class: submitit creates a new executor for an array
+    executor, name = submitit.SlurmExecutor, "_make_submission_command"  # the class: an array has its own executor
     own = getattr(executor, name)
     setattr(executor, name, lambda self, path: [*IGNORING_SIGNALS, *own(self, path)])
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

@@ -4,7 +4,7 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 
-from normstudy.errors import ConfigError
+from normstudy.errors import ConfigError, Failed
 from normstudy.search import settings as search
 from normstudy.slurm import arrays, submit
 from normstudy.study import files, locks, records, tables, whole
@@ -17,8 +17,8 @@ from normstudy.workers.signals import Interrupted, Stop, print_error
 from normstudy.workers.task import Task
 
 
-class RunsFailed(Exception):
-    """Raised after a sweep in which runs crashed; the message is one line."""
+class RunsFailed(Failed):
+    """Raised after a sweep in which runs crashed."""
 
 
 def execute(planned: Plan, request: Request, *, shared: bool = False, about: str = "") -> None:
