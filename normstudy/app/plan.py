@@ -66,11 +66,6 @@ class Planner:
             raise ConfigError(f"{one_line(error)}{member}") from error
         finally:
             known.cfg = outer
-        places = sorted({f"{config.results_dir}/{config.study}" for config in configs})
-        if len(places) > 1:
-            raise ConfigError(
-                f"one sweep fills one study, but this sweep would fill {', '.join(places)}: choose one study"
-            )
         return configs
 
     def _is_choice(self, override: Override) -> bool:

@@ -1,5 +1,6 @@
 """Define and format the help texts of `normstudy`. Only the standard library is imported, so that they appear fast."""
 
+import functools
 import shutil
 import textwrap
 
@@ -8,6 +9,7 @@ import textwrap
 Block = str | dict[str, str] | tuple[str, ...]
 
 WIDTHS = 40, 120  # minimum and maximum width of a text in columns, for terminals of any width
+_wrap = functools.partial(textwrap.wrap, break_long_words=False, break_on_hyphens=False)
 
 
 def help_of(command: str | None) -> str:
@@ -31,21 +33,15 @@ def render(blocks: tuple[Block, ...], width: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _wrap(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
-    return textwrap.wrap(
-        text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
-    )
-
-
 def _table(rows: dict[str, str], width: int) -> list[str]:
     """Format a table. The meaning of a term is printed beside the term, or below a term that is too long."""
     column = min(4 + max(map(len, rows)), width // 2)
-    lines = []
+    lines, indent = [], " " * column
     for term, meaning in rows.items():
         if len(term) + 4 <= column:
-            lines += _wrap(meaning, width, f"  {term}".ljust(column), " " * column)
+            lines += _wrap(meaning, width, initial_indent=f"  {term}".ljust(column), subsequent_indent=indent)
         else:
-            lines += [f"  {term}", *_wrap(meaning, width, " " * column, " " * column)]
+            lines += [f"  {term}", *_wrap(meaning, width, initial_indent=indent, subsequent_indent=indent)]
     return lines
 
 

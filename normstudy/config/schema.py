@@ -134,11 +134,10 @@ def _check_placement(model: ModelConfig) -> None:
     if norm in ("none", "dyt"):
         because = f"because the norm of this model is {norm}: choose another norm"
         idle("model.norm_eps", model.norm_eps, ModelConfig.norm_eps, because)
-    for key, value in (("qk_norm", model.qk_norm), ("final_norm", model.final_norm), ("embed_norm", model.embed_norm)):
-        if norm == "none" and value in ("per_head", "full", "true", True):
-            raise ConfigError(
-                f"model.{key}={str(value).lower()} needs a norm, but this model has no norms: leave out model.{key}"
-            )
+    for key in ("qk_norm", "final_norm", "embed_norm"):
+        value = str(getattr(model, key)).lower()
+        if norm == "none" and value in ("per_head", "full", "true"):
+            raise ConfigError(f"model.{key}={value} needs a norm, but this model has no norms: leave out model.{key}")
 
 
 @dataclass

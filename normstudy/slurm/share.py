@@ -32,7 +32,6 @@ class Share:
 
     def __call__(self) -> None:
         requeue = signal.getsignal(WARNING)  # submitit's handler stores the result of `checkpoint` and requeues the job
-        tasks: list[Task] = []
         with Stop((*SIGNALS, WARNING), patient=True) as stop:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {WARNING})  # __main__.py blocked this signal
             with locks.hold_study(self.study_dir, self.command, shared=True, patience=PATIENCE_SECONDS) as held:

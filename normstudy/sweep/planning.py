@@ -78,10 +78,8 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
     """Plan one sweep without writing anything. Raises a ConfigError for runs that cannot be trained."""
     if not configs:
         raise ConfigError("the sweep has no runs: give every key at least one value")
-    if len(places := {(c.results_dir, c.study) for c in configs}) > 1:
-        raise ConfigError(
-            f"a sweep fills one study, but these runs name {len(places)} studies: {sorted(places)}; choose one study"
-        )
+    if len(places := sorted({f"{c.results_dir}/{c.study}" for c in configs})) > 1:
+        raise ConfigError(f"one sweep fills one study, but this one would fill {', '.join(places)}: choose one study")
     execution = configs[0].execution
     if len(clusters := sorted({c.execution.cluster for c in configs})) > 1:
         raise ConfigError(
