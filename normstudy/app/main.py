@@ -61,10 +61,9 @@ def train(command: str, argv: list[str]) -> tuple[int, list[Path]]:
                 from normstudy.search.settings import find  # imports pyarrow
 
                 words = [*words, f"search.of={find(args.of).column}"]
-            task = Application(typed, args.dry_run, args.detach, command == "critical")
             # Hide Hydra's message about an unknown --package. The ConfigError below says it in one line.
             with redirect_stderr(io.StringIO()) if args.package else nullcontext():
-                _call_hydra(task, [*words, *flags])
+                _call_hydra(Application(typed, args.dry_run, args.detach, command == "critical"), [*words, *flags])
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 0
             if args.package and code == 1:

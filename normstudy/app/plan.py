@@ -6,6 +6,7 @@ jobs differ from a composed one only in plain values; setting these takes less t
 
 import copy
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -31,10 +32,10 @@ class Planner:
     def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
         self.loader, self.master = loader, master
         self.compositions: dict[tuple[str, ...], Composition] = {}
-        self.groups: dict[str, bool] = {}  # key of an override -> whether it is the name of a config group
         words = [str(word) for word in OmegaConf.to_container(master.hydra.overrides.hydra) or ()]
         assert isinstance(loader, ConfigLoaderImpl)  # its get_group_options would copy all sources at every call
-        _, self.files = loader._parse_overrides_and_create_caching_repo(master.hydra.job.config_name, words)
+        _, files = loader._parse_overrides_and_create_caching_repo(master.hydra.job.config_name, words)
+        self.is_group = functools.cache(lambda key: bool(files.get_group_options(key, None)))
 
     def plan(self, jobs: Sequence[Sequence[str]]) -> list[RunConfig]:
         """Return one validated RunConfig per job, in order. Raises a ConfigError that names the first illegal job."""
@@ -42,7 +43,7 @@ class Planner:
         with as_written():
             parsed = dict(zip(words, OverridesParser.create().parse_overrides(words), strict=True))
         shared = set(jobs[0]).intersection(*jobs[1:]) if jobs else set()
-        choices = {word for word, override in parsed.items() if self._is_choice(override)}
+        choices = {w for w, o in parsed.items() if self.is_group(o.key_or_group) and not isinstance(o.value(), dict)}
         parts = {word: _signature(override, word in choices) for word, override in parsed.items()}
         configs = []
         known, outer = HydraConfig.instance(), HydraConfig.instance().cfg
@@ -67,13 +68,6 @@ class Planner:
         finally:
             known.cfg = outer
         return configs
-
-    def _is_choice(self, override: Override) -> bool:
-        """Return whether an override chooses a config file of a group."""
-        key = override.key_or_group
-        if key not in self.groups:
-            self.groups[key] = bool(self.files.get_group_options(key, None))
-        return self.groups[key] and not isinstance(override.value(), dict)
 
 
 class Composition:

@@ -46,7 +46,7 @@ def as_written() -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced(owner: object, name: str, value: object) -> Iterator[None]:
-    """Replace an attribute of one of Hydra's classes or modules in the caller's `with` block."""
+    """Replace an attribute of a class, a module or an object in the caller's `with` block."""
     before = vars(owner)[name]
     setattr(owner, name, value)
     try:
@@ -70,18 +70,12 @@ class Visitor(HydraOverrideVisitor):
         return override
 
     def visitDictKeyValuePair(self, ctx: OverrideParser.DictKeyValuePairContext) -> tuple[str, ParsedElementType]:
-        self.path.append(ctx.getChild(0).getText().strip())
-        pair = super().visitDictKeyValuePair(ctx)
-        self.path.pop()
-        return pair
+        with replaced(self, "path", [*self.path, ctx.getChild(0).getText().strip()]):
+            return super().visitDictKeyValuePair(ctx)
 
     def visitFunction(self, ctx: OverrideParser.FunctionContext) -> object:
-        path = self.path
-        if ctx.getChild(0).getText() in CASTS:
-            self.path = []
-        value = super().visitFunction(ctx)
-        self.path = path
-        return value
+        with replaced(self, "path", [] if ctx.getChild(0).getText() in CASTS else self.path):
+            return super().visitFunction(ctx)
 
     def visitPrimitive(self, ctx: OverrideParser.PrimitiveContext) -> QuotedString | int | bool | float | str | None:
         value = super().visitPrimitive(ctx)

@@ -147,8 +147,7 @@ def plot(argv: list[str]) -> None:
 
 @_without_garbage_collection()
 def compare(argv: list[str]) -> None:
-    given = parser("compare", where=True, required="by", baseline=str, margin=float, format=TABLES)
-    args = given.parse_args(argv)
+    args = parser("compare", where=True, required="by", baseline=str, margin=float, format=TABLES).parse_args(argv)
     from normstudy.analysis.compare import compare_study, render
 
     found = compare_study(args.study, by=args.by, baseline=args.baseline, margin=args.margin, where=args.where)

@@ -9,7 +9,6 @@ from normstudy.errors import ConfigError
 CLUSTER_NAMES = ("local", "slurm")
 DEVICE_NAMES = ("auto", "cpu", "cuda")
 
-# Keys of `execution` that apply only to Slurm jobs.
 SLURM_KEYS = ("partition", "account", "gpus", "memory_gb", "minutes", "signal_seconds", "requeues", "jobs", "sbatch")
 MAX_SIGNAL_SECONDS = 65_535  # the maximum that sbatch --signal accepts
 # execution.sbatch may set neither the sbatch options in HAVE_KEYS (option -> the key of `execution` that sets it) nor

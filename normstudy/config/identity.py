@@ -99,9 +99,8 @@ def identity_of(values: Mapping[str, object], versions: Mapping[str, object]) ->
     out = {k: v for k, v in values.items() if k not in NOT_IDENTITY}
     if out["tokenizer"] == "bpe":
         out["vocab_size"] = out["vocab_size"] or BPE_VOCAB
-    kinds = asked_types()
     for column, value in out.items():
-        if kinds.get(column) is float and value is not None:
+        if asked_types().get(column) is float and value is not None:
             out[column] = float(value)  # type: ignore[arg-type]  # so that 1 and 1.0 have the same hash
     return {**versions, **{k: v for k, v in out.items() if k not in ABSENT or v != ABSENT[k]}}
 

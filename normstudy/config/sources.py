@@ -126,8 +126,7 @@ def _nearest_module(folder: Path, module: str) -> str:
 def _file_of(root: Path, module: str) -> Path | None:
     """Return the file of a module or package below `root`. Return None if neither module.py nor __init__.py exists."""
     path = root.joinpath(*module.split("."))
-    candidates = (path / "__init__.py", path.parent / f"{path.name}.py")
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+    return next((file for file in (path / "__init__.py", path.parent / f"{path.name}.py") if file.is_file()), None)
 
 
 def is_users(path: Path, root: Path) -> bool:

@@ -65,10 +65,7 @@ class Share:
         if (self.study_dir / schema.SEALED).exists():
             return []
         statuses, tries = tables.statuses(self.study_dir), records.tries_of(self.study_dir)
-
-        def is_left(run_id: str) -> bool:
-            crashed = statuses.get(run_id) == "failed" and tries[run_id] > self.tried.get(run_id, 0)
-            return statuses.get(run_id) != "done" and not crashed
-
-        parts = [(task, [i for i in task.run_ids if is_left(i)]) for task in self.tasks]
+        crashed = {i for i, status in statuses.items() if status == "failed" and tries[i] > self.tried.get(i, 0)}
+        ended = crashed.union(i for i, status in statuses.items() if status == "done")
+        parts = [(task, [i for i in task.run_ids if i not in ended]) for task in self.tasks]
         return [replace(task.only(ids), number=n) for n, (task, ids) in enumerate(p for p in parts if p[1])]
