@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
 def check_flags(command: str, args: argparse.Namespace) -> None:
     """Raise a ConfigError for flags that the command does not accept and for contradictory flags."""
-    run, folder = command == "run", args.config_dir
+    run, given = command == "run", args.config_dir
     for wrong, line in (
         (
             args.of is not None and command != "critical",
@@ -58,10 +58,7 @@ def check_flags(command: str, args: argparse.Namespace) -> None:
         (args.resolve and args.cfg is None, "--resolve needs --cfg: add --cfg job"),
         (args.package is not None and args.cfg is None, "--package needs --cfg: add --cfg job"),
         (args.cfg and args.info, "--cfg and --info exclude each other: choose one"),
-        (
-            folder == "" or not Path(folder or ".").is_dir(),
-            f"--config-dir {folder!r} is not a folder: correct the path",
-        ),
+        (given == "" or not Path(given or ".").is_dir(), f"--config-dir {given!r} is not a folder: correct the path"),
     ):
         if wrong:
             raise ConfigError(line)

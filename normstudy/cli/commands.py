@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import os
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from normstudy.errors import ConfigError, nearest, printable, say
@@ -87,16 +85,6 @@ def study_folder(given: str) -> Path:
     raise ConfigError(f"{given}: no such folder.{hint or ' Name the folder of a study, such as results/warmup.'}")
 
 
-@contextlib.contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Pause garbage collection, which takes an eighth of the drawing time and frees little memory."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 def train(command: str, argv: list[str]) -> int:
     """Run `normstudy run`, `sweep` or `critical`, whose arguments Hydra reads."""
     from normstudy.app import main
@@ -125,7 +113,6 @@ def complete(words: Sequence[str], commands: Sequence[str]) -> None:
     main.complete(words[0])
 
 
-@_without_garbage_collection()
 def plot(argv: list[str]) -> None:
     given = parser("plot", "--no-title", where=True, format=("png", "svg", "pdf"), out=out_path, only=name_list)
     for name, default in (("--module", "mlp_out"), ("--quantity", "grad_norm"), ("--width", "7in")):
@@ -145,7 +132,6 @@ def plot(argv: list[str]) -> None:
         say(line)
 
 
-@_without_garbage_collection()
 def compare(argv: list[str]) -> None:
     args = parser("compare", where=True, required="by", baseline=str, margin=float, format=TABLES).parse_args(argv)
     from normstudy.analysis.compare import compare_study, render
@@ -154,7 +140,6 @@ def compare(argv: list[str]) -> None:
     say(render(found, args.format))
 
 
-@_without_garbage_collection()
 def report(argv: list[str]) -> None:
     given = parser("report", study=False, where=True, out=out_path)
     given.add_argument("studies", metavar="STUDY", nargs="+", type=study_folder)
@@ -164,7 +149,6 @@ def report(argv: list[str]) -> None:
     say(printable(str(report(args.studies, args.where).save(args.out))))
 
 
-@_without_garbage_collection()
 def sensitivity(argv: list[str]) -> None:
     args = parser("sensitivity", where=True, format=TABLES).parse_args(argv)
     from normstudy.analysis.sensitivity import render, sensitivity_study

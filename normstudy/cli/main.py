@@ -36,6 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     # A command started from a notebook inherits MPLBACKEND. Figures need no backend, and matplotlib could not be
     # imported if that backend is not installed here. In the notebook's own process, keep the variable.
     backend = None if {"matplotlib", "IPython"} & sys.modules.keys() else os.environ.pop("MPLBACKEND", None)
+    # Pause garbage collection, which takes an eighth of the drawing time and frees little memory.
+    paused = words[:1] in (["plot"], ["compare"], ["report"], ["sensitivity"])
+    if paused:
+        gc.disable()
     hook, sys.unraisablehook = sys.unraisablehook, functools.partial(_interrupt_again, sys.unraisablehook)
     try:
         with warnings.catch_warnings():
@@ -62,6 +66,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     finally:
         sys.unraisablehook = hook
+        if paused:
+            gc.enable()
         if backend is not None:
             os.environ["MPLBACKEND"] = backend
     return code

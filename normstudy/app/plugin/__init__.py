@@ -47,9 +47,7 @@ class NormstudySweeper(Sweeper):
         self.params = params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
+        launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
         self.parts = hydra_context, task_function, config, launcher
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
