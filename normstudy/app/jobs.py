@@ -149,11 +149,10 @@ def _values(key: str, override: Override) -> list[str]:
         raise ConfigError(f"{override.input_line} is an interval, not a list of values: use range() or choice()")
     if isinstance(found := override.value(), RangeSweep):  # count first: to shuffle a range, Hydra lists all values
         try:
-            n_values = sum(1 for _ in itertools.islice(found.range(), MAX_RUNS + 1))
+            if sum(1 for _ in itertools.islice(found.range(), MAX_RUNS + 1)) > MAX_RUNS:
+                raise ConfigError(f"{override.input_line} has more than {MAX_RUNS} values, the limit: use fewer values")
         except ArithmeticError:
             raise ConfigError(f"{override.input_line} is no range of numbers: write range(START,STOP,STEP)") from None
-        if n_values > MAX_RUNS:
-            raise ConfigError(f"{override.input_line} has more than {MAX_RUNS} values, the limit: use fewer values")
     out = [f"{key}={v}" for v in itertools.islice(override.sweep_string_iterator(), MAX_RUNS + 1)]
     if not out:
         raise ConfigError(f"this is an empty sweep, because {override.input_line} has no values: write at least one")

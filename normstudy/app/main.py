@@ -180,17 +180,14 @@ def _mark() -> str:
 
 @functools.cache
 def _end_with_launcher() -> None:
-    """Make this process end when its launcher is killed, if another launcher of Hydra started this process.
-
-    The launcher's other processes, such as helpers that do not import normstudy, inherit the mark and are ended too.
-    """
+    """Make this process end when its launcher is killed, if another launcher of Hydra started this process."""
     inherited = os.environ.get(MARK, "")  # a cluster may start its jobs with an empty environment
     if inherited != _mark() and inherited.startswith(f"{socket.gethostname()}:"):
         threading.Thread(target=_watch, args=(inherited,), daemon=True).start()
 
 
 def _watch(inherited: str) -> None:
-    """Wait until the launching process has ended, then kill every process with its mark, this process last."""
+    """Wait until the launcher has ended, then kill all that inherited its mark, also helpers; this process last."""
     launcher, word = inherited.rpartition(":")[2], f"{MARK}={inherited}".encode()
     with suppress(OSError):
         while Path(f"/proc/{launcher}/stat").read_text().rpartition(")")[2].split()[0] != "Z":

@@ -47,7 +47,9 @@ class NormstudySweeper(Sweeper):
         self.params = params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
         self.parts = hydra_context, task_function, config, launcher
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
