@@ -113,10 +113,9 @@ def digest(identity: Mapping[str, object]) -> str:
 def run_id(config: RunConfig, data_sha256: str) -> str:
     """Return the run_id, a readable part and the identity's digest, as in post-L6-lr3e-3-wu100-s0-0123456789."""
     m, s = config.model, config.schedule
+    digits = digest(identity(config, data_sha256))
     placement, rate = m.placement.rpartition(":")[2], short_float(s.peak_lr)
-    return (
-        f"{placement}-L{m.n_layers}-lr{rate}-wu{s.warmup_steps}-s{config.seed}-{digest(identity(config, data_sha256))}"
-    )
+    return f"{placement}-L{m.n_layers}-lr{rate}-wu{s.warmup_steps}-s{config.seed}-{digits}"
 
 
 def short_float(value: float) -> str:

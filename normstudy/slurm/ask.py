@@ -38,12 +38,9 @@ class Counts(NamedTuple):
         return self.running + self.pending > 0
 
     def __str__(self) -> str:
-        if not self.alive:
-            return "over"
-        parts = [f"{self.running:,} running"] if self.running else []
-        if self.pending:
-            parts.append(f"{self.pending:,} pending" + (f" ({self.reason})" if self.reason else ""))
-        return ", ".join(parts)
+        running = f"{self.running:,} running" if self.running else ""
+        reason = f" ({self.reason})" if self.reason else ""
+        return ", ".join(filter(None, [running, f"{self.pending:,} pending{reason}" if self.pending else ""])) or "over"
 
 
 def counts(job_id: str, name: str) -> Counts:
