@@ -24,7 +24,7 @@ def raw_bytes(name: str, path: str | None = None) -> bytes:
     if name == "stdlib":
         return stdlib_bytes()
     if name == "pydoc":
-        return pydoc_bytes()
+        return (importlib.resources.files("pydoc_data") / "topics.py").read_bytes()  # a small English text
     return file_bytes(str(path)) if name == "file" else downloads.downloaded_bytes(name, downloads.CORPORA[name])
 
 
@@ -37,11 +37,6 @@ def stdlib_bytes(root: Path | None = None) -> bytes:
     root = root or Path(sysconfig.get_path("stdlib"))
     every = (p for p in sorted(root.rglob("*.py"), key=Path.as_posix) if not p.name.startswith("_sysconfigdata"))
     return b"".join(p.read_bytes() for p in every if not _LEFT_OUT & set(p.relative_to(root).parts))
-
-
-def pydoc_bytes() -> bytes:
-    """Read the documentation topics that come with Python (pydoc_data.topics), a small English text."""
-    return (importlib.resources.files("pydoc_data") / "topics.py").read_bytes()
 
 
 def file_bytes(path: str) -> bytes:
@@ -115,10 +110,10 @@ Version = tuple[tuple[str, int, int], ...]
 def version(path: str) -> Version | None:
     """Return name, size and modification time of each file that data.path names, or None if one is unreadable."""
     try:
-        found = [(file.as_posix(), file.stat()) for file in files_of(path)]
+        found = ((file.as_posix(), file.stat()) for file in files_of(path))
+        return tuple((name, now.st_size, now.st_mtime_ns) for name, now in found)
     except (OSError, ConfigError):
         return None
-    return tuple((name, now.st_size, now.st_mtime_ns) for name, now in found)
 
 
 SYNTHETIC_SYMBOLS = 64

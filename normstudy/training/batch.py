@@ -186,11 +186,9 @@ def _events(
     for step, probed, inputs, measured in results:
         if not len(finite):
             break
-        grad, param, update, rms, stream = (
-            np.full((1, len(finite)), np.nan) if x is None else to_numpy(x)[:, finite] for x in measured[1:]
-        )
-        probe = Probe(grad, param, update, rms, stream) if probed and measured.rms is not None else None
-        norms = [probes.global_norm(x) for x in (grad, param, update)]
+        parts = [np.full((1, len(finite)), np.nan) if x is None else to_numpy(x)[:, finite] for x in measured[1:]]
+        probe = Probe(*parts) if probed and measured.rms is not None else None
+        norms = [probes.global_norm(x) for x in parts[:3]]  # of gradients, parameters and updates
         loss, runs, rates = to_numpy(measured.loss)[finite], [alive[i] for i in finite], [inputs.lr[i] for i in finite]
         yield Record(step, runs, loss, val_loss, rates, norms[0], norms[1], norms[2], probe)
         val_loss = None

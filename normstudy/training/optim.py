@@ -33,16 +33,12 @@ def lr_at(step: int, schedule: ScheduleConfig) -> float:
     if step < warmup:
         return peak * (step + 1) / warmup
     left = (n - step) / (n - warmup)  # in (0, 1], since warmup <= step < n
-    match schedule.name:
-        case "constant":
-            return peak
-        case "inverse_sqrt":
-            return peak * math.sqrt(max(1, warmup) / (step + 1))
-        case "linear":
-            return peak * left
-        case "cosine":
-            return peak * 0.5 * (1 - math.cos(math.pi * left))
-    raise AssertionError(schedule.name)
+    return {
+        "constant": peak,
+        "inverse_sqrt": peak * math.sqrt(max(1, warmup) / (step + 1)),
+        "linear": peak * left,
+        "cosine": peak * 0.5 * (1 - math.cos(math.pi * left)),
+    }[schedule.name]
 
 
 def coefficients(

@@ -52,8 +52,7 @@ class StackedRuns:
         def of_run(values: list[Tensor], tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
             return loss_of_run(self.model, dict(zip(self.layout.names, values, strict=True)), tokens)
 
-        of_runs = torch.func.vmap(of_run, in_dims=(0, 0 if tokens.ndim == 3 else None))
-        return of_runs(values, tokens)
+        return torch.func.vmap(of_run, in_dims=(0, 0 if tokens.ndim == 3 else None))(values, tokens)
 
     def select(self, index: Tensor) -> StackedRuns:
         """Copy the runs at the positions `index` into a new batch."""

@@ -353,7 +353,7 @@ def test_the_real_stdlib_is_usable_text() -> None:
 
 def test_pydoc_text_has_the_hash_of_its_bytes() -> None:
     text = data.load(DataConfig(name="pydoc"))
-    assert text.sha256 == hashlib.sha256(corpora.pydoc_bytes()).hexdigest()
+    assert text.sha256 == hashlib.sha256(corpora.raw_bytes("pydoc")).hexdigest()
     assert text.unigram_entropy - text.bigram_entropy > 0.5
     assert data.load(DataConfig(name="pydoc", source_seed=9)) is text  # source_seed does not matter
 
@@ -408,7 +408,9 @@ def test_a_file_that_changes_is_another_text(tmp_path: Path) -> None:
 
 # Characters of one to four bytes, some cut by block edges, and bytes that are not UTF-8.
 MIXED = (
-    corpora.pydoc_bytes()[:100_000].replace(b" the ", " thé 日本 🎉 ".encode()).replace(b".\n", b".\xff\xc3\x80 \r\n")
+    corpora.raw_bytes("pydoc")[:100_000]
+    .replace(b" the ", " thé 日本 🎉 ".encode())
+    .replace(b".\n", b".\xff\xc3\x80 \r\n")
 )
 
 
@@ -499,7 +501,7 @@ GOLDEN_TOKENS = "0c46f5a3adfc7b1f"
 
 def test_byte_pairs_are_learned_from_the_training_blocks(tmp_path: Path) -> None:
     """zq would be among the most frequent pairs of the text, but occurs in validation blocks only."""
-    raw = bytearray(corpora.pydoc_bytes()[:81920])
+    raw = bytearray(corpora.raw_bytes("pydoc")[:81920])
     for start in (36864, 77824):
         raw[start : start + 256] = b"zq" * 128
     (tmp_path / "text").write_bytes(raw)

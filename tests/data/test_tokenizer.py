@@ -17,7 +17,7 @@ import pytest
 from normstudy.config import ConfigError
 from normstudy.data import corpora, tokenizer
 
-TEXT = corpora.pydoc_bytes()[:60_000]
+TEXT = corpora.raw_bytes("pydoc")[:60_000]
 BLOCKS = [TEXT[i : i + 4096] for i in range(0, len(TEXT), 4096)]
 RNG = np.random.Generator(np.random.Philox(key=3))
 # Empty, every byte, lines, whole and cut UTF-8, surrogates in UTF-8, and noise of many lengths.
@@ -146,7 +146,7 @@ def test_each_merge_is_a_most_frequent_pair_and_the_encoder_applies_them_in_orde
     merges = tokenizer.train_merges(BLOCKS, 400)
     token_of = {piece: i for i, piece in enumerate(tokenizer.pieces_of(merges))}
     learned = Counter(word for block in BLOCKS for word in words(block))
-    other = [*ANY_BYTES, corpora.pydoc_bytes()[-4096:]]
+    other = [*ANY_BYTES, corpora.raw_bytes("pydoc")[-4096:]]
     unseen = {word for block in other for word in words(block)} - set(learned)
     state = {word: list(word) for word in [*learned, *unseen]}
     for pair in merges:
