@@ -161,7 +161,6 @@ def levels_of(runs: StackedRuns, starts: Sequence[ResumePoint | None]) -> list[t
 
 
 def begin(configs: list[RunConfig], text: texts.Text, device: str) -> StackedRuns:
-    """Initialize a batch of runs on a device."""
     model = build(configs[0], text.vocab_size)
     layout = layout_of(dict(model.named_parameters()))
     params = layout.flatten(start(model, configs, text)).to(device)

@@ -71,7 +71,6 @@ def _numbers(name: str, step: int, lr: Sequence[float], configs: Configs) -> dic
 
 
 def new_state(name: str, params: Tensor) -> State:
-    """Make an optimizer's initial state, whose tensors are all zero."""
     return {slot: torch.zeros_like(params) for slot in OPTIMIZERS[name].slots}
 
 

@@ -94,7 +94,6 @@ def stamp(run_id: str, layout: Layout, computed_by: Mapping[str, object]) -> dic
 
 
 def encode(checkpoint: Checkpoint, stamped: Mapping[str, str]) -> bytes:
-    """Return the content of a checkpoint file."""
     start = checkpoint.start
     tensors = {"params": start.params, **{f"slot.{name}": values for name, values in start.state.items()}}
     for table, rows in checkpoint.rows.items():

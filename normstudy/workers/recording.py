@@ -32,7 +32,6 @@ MESSAGE_SECONDS = 0.5  # minimum seconds between two progress messages to the pa
 
 
 def no_rows() -> Buffered:
-    """Return an empty list for each recorded column of each table."""
     return {table: {name: [] for name in names} for table, names in schema.RECORDED.items()}
 
 
@@ -152,15 +151,14 @@ def record(
 def finish(study_dir: Path, ends: list[End], ended: list[Running], window_size: int, clock: float) -> None:
     """Write the last files of runs that have ended, and remove their checkpoints."""
     flush(study_dir, ended, window_size)
-    rows = []
-    for end, run in zip(ends, ended, strict=True):
-        train_loss = run.train_loss if end.nonfinite_step is None else None
-        seconds = run.seconds + time.monotonic() - clock
-        rows.append(run.row | {
-            "final_val_loss": end.final_val_loss, "final_train_loss": train_loss, "nonfinite_step": end.nonfinite_step,
-            "late_val_loss": run.late_val_loss, "wall_time_s": seconds, "finished_at": tables.now(), "status": "done",
-        })  # fmt: skip
-    tables.write_runs(study_dir, rows)
+    tables.write_runs(study_dir, [
+        run.row | {
+            "final_val_loss": end.final_val_loss, "nonfinite_step": end.nonfinite_step, "status": "done",
+            "final_train_loss": run.train_loss if end.nonfinite_step is None else None, "finished_at": tables.now(),
+            "late_val_loss": run.late_val_loss, "wall_time_s": run.seconds + time.monotonic() - clock,
+        }
+        for end, run in zip(ends, ended, strict=True)
+    ])  # fmt: skip
     checkpoint.remove(study_dir, [run.run_id for run in ended])
 
 

@@ -22,7 +22,6 @@ class Task:
     checkpoint_seconds: float = 60.0
 
     def only(self, run_ids: list[str]) -> Task:
-        """Return a copy of the task with only the runs `run_ids`."""
         config_of = dict(zip(self.run_ids, self.configs, strict=True))
         return replace(self, run_ids=run_ids, configs=[config_of[i] for i in run_ids])
 

@@ -89,7 +89,6 @@ class Subject(NamedTuple):
 
 
 def block(of: Block, layer: int, stacked: dict[str, Tensor], model: ModelConfig) -> Subject:
-    """Collect what is needed to test the block of one layer."""
     return Subject(
         who=f"{model.placement}, layer {layer}", module=of, method="call",
         specs=[spec for spec in (model.placement, resolve(model).norm) if sources.is_own(spec)],
@@ -241,8 +240,7 @@ def _check_backward(subject: Subject, inputs: list[Tensor], called: set[str]) ->
         raise subject.broken(rules.USED, "the result has no gradient", "leave out detach() and no_grad()")
     loss = torch.stack([(o * normal(tuple(o.shape), seed).to(o.device)).sum() for seed, o in enumerate(out)]).sum()
     known = {id(t) for t in (*leaves.values(), *streams)}
-    strangers = [t for t in _leaves_of(loss) if id(t) not in known]
-    if strangers:
+    if strangers := [t for t in _leaves_of(loss) if id(t) not in known]:
         what = f"the code uses a parameter of shape {tuple(strangers[0].shape)} that no run trains"
         raise subject.broken(rules.OUTSIDE, what, "write an nn.Module class that contains this parameter")
     try:
