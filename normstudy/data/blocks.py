@@ -1,9 +1,8 @@
 """Split a text into blocks of tokens for training and for validation, and compute the entropies of the blocks.
 
 A text is cut into blocks of 4 KiB, or into tenths if it has fewer than ten such blocks. Every tenth block is for
-validation, and all other blocks are for training. Validation blocks from only the end of the text would be biased,
-because a text's end may be unusual: the standard library ends with encoding tables. An incomplete last block is left
-out.
+validation, and all other blocks are for training. Validation blocks from only the end of the text would be biased: the
+standard library, for example, ends with encoding tables. An incomplete last block is left out.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

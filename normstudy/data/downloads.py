@@ -27,8 +27,7 @@ class Corpus(NamedTuple):
     source: str  # the address of a page about the text
 
 
-# Other public repositories pin the same hashes. The hash of enwik8 also equals the hash in dataset_infos.json of
-# Hugging Face's `enwik8`.
+# Other public repositories pin the same hashes. dataset_infos.json of Hugging Face's `enwik8` has the hash of enwik8.
 CORPORA = {
     "tiny_shakespeare": Corpus(
         url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",

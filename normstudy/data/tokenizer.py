@@ -120,8 +120,7 @@ def _splitting(library: ModuleType, model: object) -> Any:
 
 
 def _library() -> ModuleType:
-    # Turn off the library's threads, because a sweep already runs one process per core, and because a fork of a process
-    # while these threads run can hang.
+    # Turn off the library's threads: a sweep already runs one process per core, and a fork while they run can hang.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         import tokenizers

@@ -2,8 +2,7 @@
 
 These functions handle the run axis themselves. In the rest of the model, torch.func.vmap adds the run axis. The memory
 layout of the matrices determines the speed of a product (`normstudy bench --rows a` measures this speed). A run's bits
-must not depend on the other runs in the run's batch. So each product multiplies the matrices of one run, in a way that
-depends only on shapes.
+must not depend on its batch. So each product multiplies one run's matrices, in a way that depends only on shapes.
 
 On a CPU, NumPy computes the products. But on Intel CPUs, MKL computes the products of linear maps (processor.py).
 NumPy's OpenBLAS needs 1 us per call and can write into an existing array. torch.bmm calls MKL, which on AMD uses half

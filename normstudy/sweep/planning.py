@@ -81,10 +81,8 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
     if len(places := sorted({f"{c.results_dir}/{c.study}" for c in configs})) > 1:
         raise ConfigError(f"one sweep fills one study, but this one would fill {', '.join(places)}: choose one study")
     execution = configs[0].execution
-    if len(clusters := sorted({c.execution.cluster for c in configs})) > 1:
-        raise ConfigError(
-            f"a sweep has one execution.cluster, but these runs name {' and '.join(clusters)}: choose one"
-        )
+    if len(named := sorted({c.execution.cluster for c in configs})) > 1:
+        raise ConfigError(f"a sweep has one execution.cluster, but these runs name {' and '.join(named)}: choose one")
     study_dir = Path(configs[0].results_dir) / configs[0].study
     ids, texts = [], {}
     loaded: dict[tuple[object, ...], data.Text] = {}
@@ -114,10 +112,8 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
         workers = execution.workers or (1 if device == "cuda" else len(os.sched_getaffinity(0)))
     given_up = left_out(study_dir, missing, statuses, execution)
     batches = group({i: runs[i] for i in missing if i not in given_up}, workers, device)
-    at_once = max(1, min(workers, len(batches)))
-    planned = Plan(
-        study_dir, ids, runs, texts, missing, batches, at_once, device, is_sealed, given_up, lacking, execution
-    )
+    used = max(1, min(workers, len(batches)))
+    planned = Plan(study_dir, ids, runs, texts, missing, batches, used, device, is_sealed, given_up, lacking, execution)
     _check_memory(planned)
     _check_own([runs[i] for i in missing], device if execution.cluster == "local" else "cpu")
     return planned

@@ -175,11 +175,10 @@ def begin(configs: list[RunConfig], text: texts.Text, device: str) -> StackedRun
 def _events(
     results: Iterable[tuple[int, bool, Inputs, Measured]], alive: list[int], val_loss: Array | None, *, probing: bool
 ) -> Generator[Record | End, None, blocks.Ints]:
-    """Yield a Record for each step, and an End for each run that becomes non-finite. Return the finite runs' positions.
+    """Yield a Record for each step, and an End for each run that becomes non-finite.
 
-    results: (step, probed, inputs, measured) per step. alive: the runs that the batch still trains; the
-    returned positions are positions in `alive`. val_loss: the validation losses before the first step, if any. Norms
-    that were not computed are NaN.
+    Return the positions in `alive` of the finite runs. Norms that were not computed are NaN. results: (step, probed,
+    inputs, measured) per step. alive: the runs that still train. val_loss: the losses before the first step, if any.
     """
     finite = np.arange(len(alive))
     for step, probed, inputs, measured in results:

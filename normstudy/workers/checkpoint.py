@@ -5,8 +5,7 @@
     safetensors                 parameters, optimizer slots, and the rows that are not in the tables yet
 
 safetensors executes no code when it loads a file, but does not detect a flipped bit, so a checksum is added. A
-checkpoint is refused if the parameter layout, the version of the numerics or the kind of machine has changed, because
-the resumed run could get different bits.
+checkpoint is refused if the layout, the version of the numerics or the kind of machine differs, as bits could differ.
 """
 
 import errno
@@ -50,11 +49,9 @@ class Checkpoint:
     wall_time_s: float  # the run's training time so far, in seconds
 
 
-def write(
-    study_dir: Path, checkpoints: Mapping[str, Checkpoint], layout: Layout, computed_by: Mapping[str, object]
-) -> None:
+def write(study_dir: Path, made: Mapping[str, Checkpoint], layout: Layout, computed_by: Mapping[str, object]) -> None:
     """Write the checkpoint of each run_id, replacing the run's previous checkpoint."""
-    content = ((f"{FOLDER}/{i}", encode(one, stamp(i, layout, computed_by))) for i, one in checkpoints.items())
+    content = ((f"{FOLDER}/{i}", encode(one, stamp(i, layout, computed_by))) for i, one in made.items())
     with files.storing(study_dir):
         (study_dir / FOLDER).mkdir(parents=True, exist_ok=True)
         files.place_all(study_dir, content)

@@ -167,7 +167,7 @@ def begin_all(
 ) -> tuple[list[Running], list[ResumePoint | None], probes.Modules]:
     """Prepare a batch's runs and read the runs' checkpoints. rows: run_id -> the run's row in `runs`, or None."""
     parameters = dict(transformer.build(task.configs[0], text.vocab_size).named_parameters())
-    layout, modules = layout_of(parameters), probes.modules_of(list(parameters))
+    layout = layout_of(parameters)
     same_names = ("bytes_per_token", "ln_vocab", "unigram_entropy", "bigram_entropy", "source_entropy")
     shared = machine(task.device) | {name: getattr(text, name) for name in same_names} | {
         "resolved_vocab_size": text.vocab_size, "data_sha256": text.sha256, "git_commit": task.git_commit,
@@ -176,7 +176,7 @@ def begin_all(
     configs = dict(zip(task.run_ids, task.configs, strict=True))
     new = {i: {"run_id": i, **schema.config_columns(config), **shared} for i, config in configs.items()}
     begun = [begin(task.study_dir, config, new[i], rows[i], layout) for i, config in configs.items()]
-    return [run for run, _ in begun], [start for _, start in begun], modules
+    return [run for run, _ in begun], [start for _, start in begun], layout.modules
 
 
 def begin(
@@ -185,8 +185,7 @@ def begin(
     """Prepare a run. Return the run and its saved state. The state is None if the run starts at step 0.
 
     row: the run's new row in the table `runs`; before: the row that the table has now, or None. The run's windows are
-    removed if this process could compute different bits: if a COMPUTED_BY column has changed, and always on a GPU,
-    where the batch size may select other kernels.
+    removed if this process could compute other bits: if a COMPUTED_BY column has changed, or on a GPU (`train_task`).
     """
     run_id = str(row["run_id"])
     run = Running(run_id, row, config.eval.every)

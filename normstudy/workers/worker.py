@@ -89,8 +89,7 @@ def serve(pipe: Connection) -> None:
 def train_alone(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
     """Train a batch, but never a run that another process is training. Raises StorageError and DeviceLost.
 
-    Train first the runs that no other process has locked. Release all locks before waiting for the rest, so that two
-    processes cannot deadlock.
+    Train first the runs that no other process has locked. Release all locks before waiting, so that no deadlock occurs.
     """
     left, is_reported = task.run_ids, False
     while left:

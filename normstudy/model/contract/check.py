@@ -123,8 +123,8 @@ def _module_class(spec: str, found: object) -> type[nn.Module] | None:
     return found
 
 
-def _check_names(spec: str, found: Callable[..., object], allowed: tuple[str, ...]) -> list[str]:
-    """Return the names of a function's arguments; raise a ConfigError if a name is not in `allowed` or x is missing."""
+def _check_names(spec: str, found: Callable[..., object], known: tuple[str, ...]) -> list[str]:
+    """Return the names of a function's arguments; raise a ConfigError if a name is not in `known` or x is missing."""
     try:
         parameters = sources.parameters(found)
     except (TypeError, ValueError):  # a function written in C may not have a signature
@@ -136,10 +136,8 @@ def _check_names(spec: str, found: Callable[..., object], allowed: tuple[str, ..
             raise ConfigError(f"{spec}: {parameter} accepts any argument: name each argument, as in x, attn")
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise ConfigError(f"{spec}: argument {name} cannot be passed by name: remove the slash from the def")
-        if name not in allowed:
-            raise ConfigError(
-                f"{spec}: unknown argument {name}; available: {', '.join(allowed)}.{nearest(name, allowed)}"
-            )
+        if name not in known:
+            raise ConfigError(f"{spec}: unknown argument {name}; available: {', '.join(known)}.{nearest(name, known)}")
     if "x" not in parameters:
         raise ConfigError(f"{spec}: the argument x, the residual stream, is missing: add it")
     return list(parameters)
