@@ -18,9 +18,9 @@ from normstudy.config import RunConfig, late_step
 from normstudy.data import texts
 from normstudy.model import processor, transformer
 from normstudy.study import files, parquet, schema, tables, whole
-from normstudy.training import batch, probes
+from normstudy.training import batch
 from normstudy.training.batch import End, Event, Record, ResumePoint, Snapshot
-from normstudy.training.probes import Layout, layout_of
+from normstudy.training.probes import Layout, Modules, layout_of
 from normstudy.workers import checkpoint, heartbeat
 from normstudy.workers.checkpoint import Buffered, Checkpoint
 from normstudy.workers.task import Message, Task
@@ -51,7 +51,7 @@ class Running:
     seconds: float = 0.0  # training time in earlier processes
     note: str | None = None  # why the run cannot resume; None if it resumes or is new
 
-    def add(self, record: Record, place: int, modules: probes.Modules) -> None:
+    def add(self, record: Record, place: int, modules: Modules) -> None:
         """Add the rows of one step. record: the values of all runs; place: the index of this run's values."""
         self.step, self.train_loss = record.step, float(record.train_loss[place])
         val_loss = None if record.val_loss is None else float(record.val_loss[place])
@@ -107,12 +107,7 @@ def train_task(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
 
 
 def record(
-    task: Task,
-    runs: list[Running],
-    modules: probes.Modules,
-    events: Grouped,
-    stopping: Callable[[], bool],
-    clock: float,
+    task: Task, runs: list[Running], modules: Modules, events: Grouped, stopping: Callable[[], bool], clock: float
 ) -> Iterator[Message]:
     """Write the results of a batch. clock: the value of time.monotonic() when this process began the batch."""
     n_steps = task.configs[0].schedule.n_steps
@@ -164,7 +159,7 @@ def finish(study_dir: Path, ends: list[End], ended: list[Running], window_size: 
 
 def begin_all(
     task: Task, text: texts.Text, rows: Mapping[str, Row | None]
-) -> tuple[list[Running], list[ResumePoint | None], probes.Modules]:
+) -> tuple[list[Running], list[ResumePoint | None], Modules]:
     """Prepare a batch's runs and read the runs' checkpoints. rows: run_id -> the run's row in `runs`, or None."""
     parameters = dict(transformer.build(task.configs[0], text.vocab_size).named_parameters())
     layout = layout_of(parameters)

@@ -14,12 +14,12 @@ sequences of data.seq_len tokens per run:
     with gradients                                      unused or detached arguments, parameters from outside
 """
 
-import contextlib
 import functools
 import inspect
 import io
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import torch
 from torch import nn
@@ -35,11 +35,7 @@ from normstudy.model.transformer import Block, build
 
 def check(config: RunConfig, vocab_size: int, device: str = "cpu") -> None:
     """Raise a ConfigError if the user's own placement or norm breaks a rule. Discard what the user's code prints."""
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-        warnings.catch_warnings(action="ignore"),
-    ):
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):
         _check(config, vocab_size, device)
 
 
@@ -169,7 +165,7 @@ def _check_constructor(spec: str, make: Callable[[], nn.Module]) -> None:
             raise broken(spec, RANDOM, what, "make it a parameter, or draw it from a torch.Generator with a fixed seed")
 
 
-@contextlib.contextmanager
+@contextmanager
 def _uninitialized_is_nan() -> Iterator[None]:
     """Make torch.empty return NaN instead of arbitrary values, because NaN reveals uninitialized parameters."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
