@@ -44,9 +44,8 @@ def bytes_of_run(config: RunConfig) -> int:
     """Estimate how many bytes a run needs for parameters, two gradient copies, two optimizer slots and activations."""
     m, d = config.model, config.data
     d_ff, vocab_size = resolve(m).d_ff, _vocab_size(config)
-    # For the backward pass, a block keeps its input, the outputs of two norms, q, k, v, the attention weights, the
-    # input of attention's output matrix, the outputs of attention and MLP, and the input and output of the activation.
-    # The loss keeps the logits and their softmax.
+    # For the backward pass, a block keeps its input, the outputs of two norms, q, k, v, the weights, mixed values and
+    # output of attention, the MLP's output, and the activation's input and output. The loss keeps logits and softmax.
     widths = 12 * m.d_model + (4 if m.activation in GATED else 2) * d_ff + m.n_heads * d.seq_len
     per_token = m.n_layers * widths + 3 * vocab_size
     at_once = 8 * m.d_model + 2 * d_ff + m.n_heads * d.seq_len  # evaluation keeps one block's activations at a time

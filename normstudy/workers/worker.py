@@ -48,8 +48,7 @@ def serve(pipe: Connection) -> None:
 
     SIGTERM asks the worker to finish its step, write checkpoints and stop. SIGINT and SIGHUP are left to the parent.
     """
-    # Use plain variables, because a signal handler that sets a threading.Event may wait forever for the event's lock:
-    # the code that the signal interrupts may hold this lock.
+    # Use plain variables: a handler that sets a threading.Event may wait forever for a lock of the interrupted code.
     asked = waiting = False
 
     def ask(*_: object) -> None:

@@ -1,9 +1,8 @@
 """Call a user's own block or norm before any run trains, and report the first rule (rules.py) that it breaks.
 
-Some mistakes in a user's code would make the runs of a batch affect each other. torch reports about half of these
-mistakes when torch batches a block over runs. To find the other half, `check` calls each block, and the norm at each
-width that the model uses, several times and compares the results. A call has two runs with initial parameters, and two
-sequences of data.seq_len tokens per run:
+Some mistakes in a user's code would make the runs of a batch affect each other. torch reports about half of them. To
+find the other half, `check` calls each block, and the norm at each width of the model, several times and compares the
+results. A call has two runs with initial parameters, and two sequences of data.seq_len tokens per run:
 
     call                                                detects
     first                                               a wrong result, changes in place, inf or NaN
