@@ -10,7 +10,7 @@ import numpy as np
 from normstudy.config import BPE_VOCAB, DataConfig
 from normstudy.data import corpora, tokenizer
 from normstudy.data.blocks import BLOCK, VALIDATION_EVERY, Blocks, Ints, entropies, join, split
-from normstudy.data.tokenizer import Pieces, Tokens
+from normstudy.data.tokenizer import Pieces
 from normstudy.errors import ConfigError
 
 MIN_ENTROPY_GAP = 0.2  # nats by which the unigram entropy must exceed the bigram entropy to tell outcomes apart
@@ -39,10 +39,6 @@ class Text:
     def ln_vocab(self) -> float:
         """Return the loss of a model that gives every token the same probability, in nats per token."""
         return math.log(self.vocab_size)
-
-    def decode(self, tokens: Tokens | Ints) -> bytes:
-        """Convert a flat array of tokens to bytes."""
-        return b"".join([self.pieces[t] for t in tokens.tolist()])
 
 
 def load(config: DataConfig) -> Text:
