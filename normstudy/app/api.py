@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from normstudy.report.make import Report
     from normstudy.upkeep.status_text import Status
 
-# Matches text that Hydra reads unchanged without quotes.
+# Matches text that needs no quotes, because Hydra does not change it.
 PLAIN = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z][\w-]*", re.IGNORECASE | re.ASCII)
 
 
@@ -207,5 +207,7 @@ def _train(
     typed = [*words({**given, **keys}), *overrides, *flags]
     _, folders = main.train(command, typed)
     if not folders:
-        raise ConfigError(f"{' '.join(typed)} trains no run, so it works only on the command line: type it there")
+        raise ConfigError(
+            f"{' '.join(typed)} trains no run, so Python has no study to return: type the command in a terminal"
+        )
     return Study(folders[0])

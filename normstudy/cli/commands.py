@@ -93,7 +93,7 @@ def train(command: str, argv: list[str]) -> int:
 
 
 def complete(words: Sequence[str], commands: Sequence[str]) -> None:
-    """Print the completions for `normstudy -sc query=SHELL`, or the setup script for `-sc install=SHELL`."""
+    """Run `normstudy -sc query=SHELL`, which prints completions, or `-sc install=SHELL`, which prints their set-up."""
     if len(words) != 1 or words[0].split("=")[0] not in ("query", "install", "uninstall"):
         raise ConfigError("-sc needs one word: install=bash, uninstall=bash or query=bash (zsh and fish work too)")
     if words[0].startswith("query="):

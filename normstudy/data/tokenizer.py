@@ -74,7 +74,7 @@ def byte_pairs(
 
 
 def train_merges(train: Sequence[bytes], vocab_size: int) -> Merges:
-    """Learn merges from the training blocks. Raise a ConfigError for fewer than `vocab_size` tokens."""
+    """Learn merges from the training blocks. Raise a ConfigError if they are too short for `vocab_size` tokens."""
     library = _library()
     trained = _splitting(library, library.models.BPE())
     token = {chr(b): b for b in range(256)}

@@ -56,7 +56,7 @@ class Posterior(NamedTuple):
 def _log_shares_at(low: int, high: int, position: int) -> tuple[Floats, Floats]:
     """Return the rows of `_log_shares` for a run at a position and each threshold."""
     thresholds = high - low + 2 * PAD + 1
-    # Runs farther than PAD outside the range have the shares at PAD.
+    # A run more than PAD outside the range is treated as if it were PAD outside.
     first = thresholds + min(max(position, low - PAD), high + PAD) - (low - PAD)
     failed, other = _log_shares(thresholds)
     return failed[first : first - thresholds : -1], other[first : first - thresholds : -1]

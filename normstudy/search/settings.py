@@ -115,7 +115,7 @@ def alike(runs: Sequence[RunConfig]) -> dict[str, Any]:
 
 
 def shared_keys() -> dict[str, str]:
-    """Return key -> column of the table `runs` for data_seed and the settings of evaluation and probes."""
+    """Return a dictionary from data_seed and each key of `eval` and `probe` to the key's column in `runs`."""
     sections = tuple(f"{section}_" for section in cfg.PREFIXED)
     return {key: c for c, key in cfg.dotted_keys().items() if c == "data_seed" or c.startswith(sections)}
 

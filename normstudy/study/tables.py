@@ -50,7 +50,7 @@ def prepare(study_dir: Path, *, shared: bool = False) -> None:
                 )
         if not shared:
             _add_columns(study_dir, table)
-        # Write the schema file last: until it is new, the next sweep adds the columns to files that lack them.
+        # Write the schema file last: if this process is killed before, the next sweep adds the missing columns again.
         files.place(study_dir, f"tables/{table}/{SCHEMA_FILE}", encode(table, SCHEMAS[table].empty_table()))
 
 

@@ -22,7 +22,7 @@ PROCESS = 2**28  # bytes of a process that has imported torch
 
 
 def runs_per_batch(config: RunConfig, device: str, workers: int) -> int:
-    """Return how many runs with the shape of `config` a batch may have. Each Slurm job is assumed to have a machine."""
+    """Return how many runs with the shape of `config` a batch may have. It is assumed that jobs share no node."""
     execution = config.execution
     if on_slurm := execution.cluster == "slurm":
         workers = workers_of(execution)

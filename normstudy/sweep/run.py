@@ -105,9 +105,9 @@ def print_remarks(planned: Plan) -> None:
     if model is not None and share < 1:
         rms = math.sqrt(share / (share + 1))
         print(
-            f"model.norm_eps {model.norm_eps:g} exceeds the variance that {norm} of placement {model.placement} reads "
-            f"at initialization, about {read:.1g} with d_model {model.d_model}, so the norm's output has an "
-            f"rms of {rms:.1g} instead of 1: lower model.norm_eps, or widen the model",
+            f"model.norm_eps {model.norm_eps:g} exceeds the variance of {norm}'s input, which is about {read:.1g} at "
+            f"initialization with placement {model.placement} and d_model {model.d_model}, so the norm's output has "
+            f"an rms of {rms:.1g} instead of 1: lower model.norm_eps or raise model.d_model",
             flush=True,
         )
 

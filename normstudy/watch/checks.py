@@ -39,7 +39,7 @@ def inner_optimizers(given: object) -> list[Optimizer]:
         if not hasattr(one, "_optimizer_step_pre_hooks") or not getattr(type(one).step, "hooked", False):
             raise ConfigError(
                 f"{type(one).__name__} accepts no step hooks, because its __init__ does not call Optimizer.__init__: "
-                "add this call, or give watch the optimizer that it wraps"
+                "add this call or, if it wraps another optimizer, give the wrapped optimizer"
             )
     if not found or len({id(one) for one in found}) < len(found):
         raise ConfigError(f"optimizer is a list of {len(found)}, empty or with duplicates: give each optimizer once")
@@ -127,7 +127,7 @@ def _config(given: object) -> dict[str, Any]:
         raise ConfigError(f"config is of type {type(given).__name__}: give a dictionary")
     for name in given:
         if not isinstance(name, str) or not name:
-            raise ConfigError(f"config has a key {name!r}: use text that is not empty")
+            raise ConfigError(f"config has the key {name!r}, but keys must be text that is not empty: rename this key")
     return {name: _plain(value, 0) for name, value in given.items()}
 
 

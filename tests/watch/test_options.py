@@ -51,7 +51,7 @@ CIRCULAR["self"] = CIRCULAR
         ({"names": lambda name: 1 / 0}, "ZeroDivisionError"),
         ({"scaler": True}, "scaler is of type bool"),
         ({"config": [1]}, "config is of type list"),
-        ({"config": {1: 2}}, "config has a key 1"),
+        ({"config": {1: 2}}, "config has the key 1"),
         ({"config": {"a": CIRCULAR}}, "config contains itself"),
         ({"seed": "x"}, "seed 'x' is not a whole number"),
         ({"seed": -1}, "seed -1 must be 0 or more"),

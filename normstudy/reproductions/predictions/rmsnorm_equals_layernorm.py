@@ -15,8 +15,8 @@ the band's edge. Post-norm has no band. Post-norm's finding shows the block whos
 differences are much larger, because a small change of the stream persists in all later blocks. Post-norm's findings
 vary much between sets of seeds, because a finding is the largest of many scattered means.
 
-Why twenty seeds: single seeds differ by up to 8 % in some block, in either direction. With five seeds the interval's
-half-width is about 5 % around means of 1 or 2 %.
+Why twenty seeds: with a single seed, the two norms' gradients differ by up to 8 % in some block, with either sign. With
+five seeds the interval's half-width is about 5 % around means of 1 or 2 %.
 """
 
 import numpy as np
