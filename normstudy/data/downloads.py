@@ -73,7 +73,6 @@ def fetch(name: str, corpus: Corpus) -> Path:
     """Return the path of a text's file in the cache. Download the file first if it is missing or damaged."""
     folder = cache_dir()
     path = folder / f"{name}{PurePosixPath(corpus.url).suffix}"
-    part = folder / f"{path.name}.part"
     try:
         if os.path.lexists(path) and _sha256(path) == corpus.sha256:
             return path
@@ -83,7 +82,7 @@ def fetch(name: str, corpus: Corpus) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f".{path.name}.lock", "a", opener=places.own_opener) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one process downloads the file while all others wait
-            downloader = functools.partial(_download, name, corpus, part)
+            downloader = functools.partial(_download, name, corpus, folder / f"{path.name}.part")
             return Path(pooch.retrieve(corpus.url, f"sha256:{corpus.sha256}", path.name, folder, downloader=downloader))
     except OSError as error:
         raise ConfigError(

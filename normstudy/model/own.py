@@ -36,9 +36,7 @@ class _Finder(MetaPathFinder):
         self.roots: list[Path] = []
         self.appended: Path | None = None  # the folder that `add` appended to sys.path
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: object = None) -> ModuleSpec | None:
         if fullname.partition(".")[0] in (*sys.stdlib_module_names, HERE.name):
             return None
         places = [str(root) for root in self.roots] if path is None else [p for p in path if self._has(p)]

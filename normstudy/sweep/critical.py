@@ -102,9 +102,8 @@ def run_search(cells: Sequence[RunConfig], compose: Compose, train: Train, *, dr
         search.note(planned, asked)
         in_vain = 0 if search.n_known() > known else in_vain + 1
         if in_vain >= planned.execution.max_tries:
-            raise failure or RunsFailed(
-                f"{len(planned.missing)} runs of {study_dir} are not finished: rerun the command"
-            )
+            left = len(planned.missing)
+            raise failure or RunsFailed(f"{left} runs of {study_dir} are not finished: rerun the command")
         if asked := search.wanted():
             planned = search.plan(asked)
     if kept.read(study_dir) is None and not planned.is_sealed:  # the file was removed, and no round wrote it again

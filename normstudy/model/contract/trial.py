@@ -157,10 +157,8 @@ def _check_once(subject: Subject, inputs: list[Tensor]) -> tuple[list[Tensor], s
     before = {what: [t.clone() for t in tensors] for what, tensors in watched.items()}
     states = generators()
     called: set[str] = set()
-    hooks = [
-        module.register_forward_hook(lambda *_, name=name: called.add(name))
-        for name, module in subject.module.named_children()
-    ]
+    children = subject.module.named_children()
+    hooks = [child.register_forward_hook(lambda *_, name=name: called.add(name)) for name, child in children]
     try:
         out = subject.call(subject.params, inputs)
     finally:
