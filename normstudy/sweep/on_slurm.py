@@ -125,8 +125,7 @@ def cancel(study_dir: Path) -> str:
     """End a study's jobs, wait for their end, and return a status line. Raises a ConfigError if no job is left."""
     array = arrays.read(study_dir)
     if array is None:
-        holder = locks.holder_of(study_dir)
-        if holder is not None and holder.verified:
+        if (holder := locks.holder_of(study_dir)) is not None and holder.verified:
             raise ConfigError(
                 f"{study_dir} has no jobs; {holder.text} is using the study: end that process with Ctrl-C or kill -TERM"
             )
