@@ -208,6 +208,6 @@ def _train(
     _, folders = main.train(command, typed)
     if not folders:
         raise ConfigError(
-            f"{' '.join(typed)} trains no run, so Python has no study to return: type the command in a terminal"
+            f"{' '.join(typed)} trains no run, so this call has no study to return: type the command in a terminal"
         )
     return Study(folders[0])

@@ -117,8 +117,8 @@ def _signature(override: Override, is_choice: bool) -> str:
     """Return the part of an override that two jobs must have in common to share a composition.
 
     For a plain value it is the key, because each job sets its own value. For a group, dictionary or list it is the full
-    override, because no later value can replace it: setting a second dictionary would merge both. A value that asks
-    Hydra, as in ${hydra:job.num}, may differ in every job, so the part is the full override too.
+    override, because no later value can replace it: setting a second dictionary would merge both. A value such as
+    ${hydra:job.num} may differ in every job, so the part is again the full override.
     """
     value = override.value()
     whole = is_choice or isinstance(value, dict | list) or "${hydra:" in str(value)

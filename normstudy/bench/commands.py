@@ -60,7 +60,8 @@ LINES = [  # (subject, title, metric, goal) of each line that row f has in the p
     *((reader, f"time to read a column of `steps` with {reader}", "seconds", 1.0) for reader in READERS),
 ]
 PAGE = {"seconds": "time", "gigabytes": "peak memory", "megabytes": "size of the page"}
-# The studies of row k, and their goals for the columns of PAGE: one as large as a shipped study, one of 1,000 runs.
+# Row k measures two studies: one as large as a shipped study, and one of 1,000 runs. Each has goals for the three
+# quantities of PAGE; None means no goal.
 PAGES = {Size(5, n_steps=600, n_layers=6): (10.0, None, 3.0), Size(20, n_steps=600, n_layers=12): (None, None, 8.0)}
 GOALS = [
     Goal("c", ONE_GROUP, "planning time per run", "planning", "normstudy", None, "at most", 2.0),

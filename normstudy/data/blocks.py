@@ -91,7 +91,7 @@ def _counted(blocks: Blocks, vocab_size: int) -> tuple[Ints, Floats]:
 
 
 def _pairs(blocks: Blocks, vocab_size: int) -> Iterator[Ints]:
-    """Yield the code first * vocab_size + second of each pair of adjacent tokens, one array at a time."""
+    """Encode each pair of adjacent tokens as `first * vocab_size + second`. Yield the codes, an array at a time."""
     begins_pair = np.ones(len(blocks.tokens) - 1, bool)
     begins_pair[blocks.edges[1:-1] - 1] = False  # a block's last token begins no pair
     every = map(_slices, (blocks.tokens[:-1], blocks.tokens[1:], begins_pair))

@@ -15,7 +15,7 @@ from normstudy.figures import axes as on_axes
 from normstudy.figures import layout, style
 from normstudy.figures.final_grid import GOLDEN, XAxis, beside_x, draw_ticks, x_axis
 from normstudy.figures.look import swept, varies
-from normstudy.figures.study import Lacks, Study
+from normstudy.figures.study import Lacks, Panel, Study
 from normstudy.search.answer import counted, edges
 from normstudy.search.posterior import posterior
 from normstudy.search.rounds import COUNTS_AS, CRASHED, FAIL, NOT_LEARN, count
@@ -89,6 +89,10 @@ def draw_runs(ax: Axes, x: "pd.Series[float]", y: "pd.Series[float]", runs: pd.D
         )  # fmt: skip
 
 
+def _finished(panels: list[Panel]) -> pd.DataFrame:
+    return pd.concat([panel.runs for panel in panels]).query("outcome != @CRASHED")
+
+
 def _handles(axes: list[Axes]) -> list[Artist]:
     return list({str(a.get_label()): a for ax in axes for a in ax.get_legend_handles_labels()[0]}.values())
 
@@ -103,9 +107,7 @@ def critical_depth(study: Study, *, maps: bool = False) -> FigureBase:
         look = replace(study.look, hue="", dash=None, colors={"": BLACK}, dashes={"": "-"})
         runs, what = study.ended.assign(hue="", dash=""), f"{what}, and every run's outcome"
     panels, notes = cells.panels(runs, skip=[c for c in (x.column, look.hue, look.dash) if c])
-    shown = (
-        pd.concat([panel.runs for panel in panels]).query("outcome != @CRASHED").sort_values([settings.of, "run_id"])
-    )
+    shown = _finished(panels).sort_values([settings.of, "run_id"])
     fig, axes = layout.subplots(study.paper, len(panels), height=2.4, share=1.0)
     arms = [(hue, dash) for hue in look.colors for dash in look.dashes]
     beside = len(look.dashes) if look.hue == x.column else len(arms)  # number of arms at the same x position
@@ -159,7 +161,7 @@ def critical_curve(study: Study) -> FigureBase:
     """Draw a panel for each cell. The x axis shows the searched key, the y axis outcomes and the expected failures."""
     cells, settings, _ = searched(study)
     panels, notes = cells.panels(study.ended, MAX_CELLS)
-    shown = pd.concat([panel.runs for panel in panels]).query("outcome != @CRASHED")
+    shown = _finished(panels)
     fig, axes = layout.subplots(study.paper, len(panels), columns=3, height=1.6)
     for ax, panel in zip(axes, panels, strict=True):
         draw_curve(ax, panel.runs.sort_values([settings.of, "run_id"]), settings)

@@ -86,13 +86,16 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
     study_dir = Path(configs[0].results_dir) / configs[0].study
     ids, texts = [], {}
     loaded: dict[tuple[object, ...], data.Text] = {}
+    fitting: set[tuple[object, ...]] = set()
     for config in configs:
         d = config.data
         key = (d.name, d.path, d.tokenizer, d.vocab_size, d.source_seed)
         if key not in loaded:
             loaded[key] = data.load(d)  # once per text, because loading a folder with many files is slow
         text = loaded[key]
-        check_fits(text, d, config.eval.windows)
+        if (window := (*key, d.seq_len, config.eval.windows)) not in fitting:
+            check_fits(text, d, config.eval.windows)
+            fitting.add(window)
         ids.append(cfg.run_id(config, text.sha256))
         texts[ids[-1]] = text.sha256
     runs = dict(zip(ids, configs, strict=True))

@@ -41,8 +41,10 @@ def inner_optimizers(given: object) -> list[Optimizer]:
                 f"{type(one).__name__} accepts no step hooks, because its __init__ does not call Optimizer.__init__: "
                 "add this call or, if it wraps another optimizer, give the wrapped optimizer"
             )
-    if not found or len({id(one) for one in found}) < len(found):
-        raise ConfigError(f"optimizer is a list of {len(found)}, empty or with duplicates: give each optimizer once")
+    if not found:
+        raise ConfigError("the list of optimizers is empty: give at least one")
+    if (n := len({id(one) for one in found})) < len(found):
+        raise ConfigError(f"the list of {len(found)} optimizers has only {n} different ones: give each optimizer once")
     return found
 
 
@@ -50,13 +52,15 @@ def check_training(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
     """Raise ConfigError if the optimizers do not train this model, or if watch does not support the model."""
     name, params = type(model).__name__, list(model.parameters())
     if not any(p.requires_grad for p in params):
-        raise ConfigError(f"{name} has no parameters that are trained: give watch the model that is trained")
+        raise ConfigError(f"{name} has no parameters that are trained: give the model that is trained")
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in params):
         raise ConfigError(f"{name} has parameters without a shape yet: call the model once before the watch starts")
     ids = {id(p) for p in params}
     for one in optimizers:
         if not any(id(p) in ids for group in one.param_groups for p in group["params"]):
-            raise ConfigError(f"{type(one).__name__} has no parameter of {name}: give watch the model that it trains")
+            raise ConfigError(
+                f"the optimizer {type(one).__name__} trains no parameter of {name}: give the model that it trains"
+            )
     held = [id(p) for one in optimizers for group in one.param_groups for p in group["params"] if id(p) in ids]
     if len(set(held)) < len(held):
         raise ConfigError(f"{len(held) - len(set(held))} parameters are in two optimizers: give watch only one of them")

@@ -83,8 +83,8 @@ def test_models_and_optimizers_that_cannot_be_are_one_line(tmp_path: Path) -> No
     for one, optimizer, words in (
         ("model", adamw(model), "model is of type str"),
         (model, "sgd", "optimizer is of type str"),
-        (model, [], "optimizer is a list of 0"),
-        (model, [adamw(model)] * 2, "optimizer is a list of 2"),
+        (model, [], "the list of optimizers is empty"),
+        (model, [adamw(model)] * 2, "the list of 2 optimizers has only 1 different"),
         (model, [adamw(model), adamw(model)], "parameters are in two optimizers"),
         (model, Lookahead(adamw(model)), "Lookahead accepts no step hooks"),
         (lazy, torch.optim.SGD(lazy.parameters(), lr=0.1), "has parameters without a shape yet"),

@@ -640,7 +640,7 @@ def test_what_cannot_be_watched_is_one_line(tmp_path: Path) -> None:
     (sealed / schema.SEALED).touch()
     for call, words in (
         (lambda: watched(frozen, optimizer, tmp_path), "no parameters that are trained"),
-        (lambda: watched(made(Recurrent), optimizer, tmp_path), "has no parameter of Recurrent"),
+        (lambda: watched(made(Recurrent), optimizer, tmp_path), "trains no parameter of Recurrent"),
         (lambda: watched(model, optimizer, tmp_path, blocks="model.layers"), "names no modules of the model"),
         (lambda: watched(model, optimizer, tmp_path, every=0), "every 0 must be 1 or more"),
         (lambda: watched(model, optimizer, tmp_path, study="swept").start(), "contains the runs of a sweep"),
