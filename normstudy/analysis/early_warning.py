@@ -60,7 +60,7 @@ def observations(study_dir: Path) -> pd.DataFrame:
 def distinct(rows: pd.DataFrame) -> pd.DataFrame:
     """Drop rows with a quantity that is not finite. Of runs with equal training losses, keep one row for each step.
 
-    Copies of a run may be probed at different steps. The union of these steps is kept. Any order of `rows` will do.
+    Copies of a run may be probed at different steps. The union of these steps is kept. The order of `rows` is ignored.
     """
     rows = rows.loc[np.isfinite(rows[[*QUANTITIES]].to_numpy()).all(axis=1)]
     rows = rows.sort_values(["cell", "seed", "losses", "step", "study", "run_id"])
@@ -68,7 +68,7 @@ def distinct(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_step(rows: pd.DataFrame, step: int | None) -> pd.DataFrame:
-    """Return a step's rows, without runs in warmup. None: each run's first step from FIRST on, after the warmup."""
+    """Return the rows at `step` of runs whose warmup is over. None: of each run's first such step from FIRST on."""
     rows = rows[rows["step"] >= rows["warmup_steps"]]
     if step is None:
         rows = rows[rows["step"] >= FIRST]
@@ -107,7 +107,7 @@ def auc_interval(stuck: Bools, score: Floats, cells: Sequence[str]) -> tuple[flo
 
 
 def threshold(stuck: Bools, score: Floats) -> float:
-    """Return the lowest flagged score: it maximizes (share of stuck runs flagged) - (share of others flagged)."""
+    """Return the score from which runs are flagged. It maximizes (flagged share of stuck runs) - (that of others)."""
     if stuck.all() or not stuck.any():
         return math.inf
     levels = np.unique(score)

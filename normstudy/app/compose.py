@@ -126,7 +126,7 @@ def check_places(config: DictConfig) -> None:
         section, _, leaf = key.partition(".")
         value = hydra[section][leaf] if leaf else hydra[section]
         if value != fixed:
-            raise ConfigError(f"hydra.{key} {value} is not allowed: leave it out (Hydra writes into the study)")
+            raise ConfigError(f"hydra.{key} {value} is not allowed, as Hydra must write into the study: leave it out")
     for part in ("job_logging", "hydra_logging"):
         if "'filename':" in str(hydra[part]):
             raise ConfigError(f"hydra/{part} would write a file: use hydra/{part}=none or stdout")

@@ -153,7 +153,7 @@ def _call_hydra(application: Application, argv: list[str]) -> None:
     for kind in (GlobalHydra, HydraConfig):  # so that a Hydra application can call normstudy
         Singleton._instances.pop(kind, None)
     try:
-        # hydra.main reads only sys.argv. The mark is unset after the call, so child processes started later lack it.
+        # hydra.main reads only sys.argv. Set the variable MARK only here, so that later child processes do not get it.
         with reading.replaced(sys, "argv", [sys.argv[0], *argv]), _variable(MARK, _mark()):
             call()
     finally:
@@ -187,7 +187,7 @@ def _end_with_launcher() -> None:
 
 
 def _watch(inherited: str) -> None:
-    """Wait until the launcher has ended, then kill all that inherited its mark, also helpers; this process last."""
+    """Wait until the launcher has ended. Then kill all processes that inherited its mark, and this process last."""
     launcher, word = inherited.rpartition(":")[2], f"{MARK}={inherited}".encode()
     with suppress(OSError):
         while Path(f"/proc/{launcher}/stat").read_text().rpartition(")")[2].split()[0] != "Z":

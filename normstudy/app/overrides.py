@@ -80,7 +80,7 @@ def check_overrides(command: str, words: list[str], shows: bool) -> None:
         if key in CHOICES or key.startswith("hydra/"):
             _check_choice(override)
         if key == "hydra.launcher.n_jobs" and override.value() == 0:
-            raise ConfigError(f"{line} allows no job that trains: set it to 1 or more, or to -1 (one job per core)")
+            raise ConfigError(f"{line} starts no process: set it to 1 or more, or to -1 (one process per core)")
         if override.is_hydra_override():
             continue
         if override.type is not OverrideType.CHANGE or override.package is not None:

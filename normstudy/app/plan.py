@@ -114,11 +114,11 @@ class Composition:
 
 
 def _signature(override: Override, is_choice: bool) -> str:
-    """Return the part of an override that two jobs must have in common to share a composition.
+    """Return an override's signature: jobs whose overrides have equal signatures share a composition.
 
-    For a plain value it is the key, because each job sets its own value. For a group, dictionary or list it is the full
-    override, because no later value can replace it: setting a second dictionary would merge both. A value such as
-    ${hydra:job.num} may differ in every job, so the part is again the full override.
+    A plain value's signature is its key, because each job sets its own value. A group, a dictionary or a list cannot be
+    replaced later (a second dictionary would be merged with the first), and a value such as ${hydra:job.num} may differ
+    in every job. The signature of these is the full override.
     """
     value = override.value()
     whole = is_choice or isinstance(value, dict | list) or "${hydra:" in str(value)

@@ -1,4 +1,4 @@
-"""Run the commands: one function for each, which parses the command's arguments. Without an exit code, it is 0."""
+"""Run the commands. Each has a function that parses its arguments and may return an exit code, by default 0."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def finite(key: str, value: float | None, low: float, *, strict: bool, below: fl
 
 
 def idle(key: str, value: object, default: object, because: str) -> None:
-    """Refuse a value other than `default` of a key that has no effect. because: the reason, and what to do."""
+    """For a key that has no effect, refuse every value but `default`. because: the reason, and what to do."""
     if value != default:
         raise ConfigError(f"{key} {value} has no effect {because}, or leave out {key}")
 

@@ -11,8 +11,8 @@ DEVICE_NAMES = ("auto", "cpu", "cuda")
 
 SLURM_KEYS = ("partition", "account", "gpus", "memory_gb", "minutes", "signal_seconds", "requeues", "jobs", "sbatch")
 MAX_SIGNAL_SECONDS = 65_535  # the maximum that sbatch --signal accepts
-# execution.sbatch may set neither the sbatch options in HAVE_KEYS (option -> the key of `execution` that sets it) nor
-# the sbatch options in FIXED, which are reserved for normstudy.
+# Options of sbatch that execution.sbatch may not set. HAVE_KEYS: option -> the key of `execution` that sets the option.
+# FIXED: options that only normstudy sets.
 HAVE_KEYS = {
     "account": "account", "array": "jobs", "cpus-per-task": "workers", "gpus": "gpus", "gpus-per-node": "gpus",
     "gpus-per-task": "gpus", "mem": "memory_gb", "partition": "partition", "signal": "signal_seconds",

@@ -125,7 +125,7 @@ def check_fits(text: Text, config: DataConfig, eval_windows: int) -> None:
 
 @functools.lru_cache(maxsize=32)
 def places(blocks: Blocks, seq_len: int) -> Ints:
-    """Return for each block the number of windows up to the block's end, (blocks,)."""
+    """Return, for each block, the number of windows in this block and all blocks before it, (blocks,)."""
     return (blocks.lengths - seq_len).clip(min=0).cumsum()
 
 

@@ -145,7 +145,7 @@ def _pieces(table: str, path: Path) -> Iterator[pa.Table]:
 
 @contextlib.contextmanager
 def _present(path: Path) -> Iterator[None]:
-    """Raise ConfigError if a file that the `with` block reads is missing. A compaction must have moved the file."""
+    """Raise ConfigError if a file that the `with` block reads is missing, because a compaction has moved it."""
     try:
         yield
     except FileNotFoundError:

@@ -19,7 +19,7 @@ from normstudy import config as cfg
 from normstudy.errors import ConfigError
 from normstudy.exports.source import DERIVED, ExportedRun, Source, runs_of
 
-# Check for wandb without importing it. A folder named wandb that is no package, such as wandb's runs, has no origin.
+# Check for wandb without importing it. A folder that is named wandb but is not the package has no origin.
 if getattr(find_spec("wandb"), "origin", None) is None:
     raise ImportError("No module named 'wandb'")
 

@@ -82,7 +82,7 @@ def draw_losses(
 def limits(tables: Sequence[pd.DataFrame], references: Sequence[tuple[str, float]]) -> tuple[float, float]:
     """Return limits of the loss axis that include all references, the lowest loss, and each table's first losses.
 
-    If one of a table's first losses is at least twice the loss of uniform prediction, these first losses are ignored.
+    The first losses of a table are ignored if one of them is at least twice the loss of uniform prediction.
     """
     low = min([v for _, v in references] + [float(t["value"].min()) for t in tables if len(t)], default=0.0)
     starts = [float(t.loc[t["step"] == t["step"].min(), "value"].max()) for t in tables if len(t)]

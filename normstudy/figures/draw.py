@@ -1,4 +1,4 @@
-"""List all figures, and draw them from a study's tables. From equal tables, files with equal bytes are written."""
+"""List all figures, and draw them from a study's tables. Equal tables give files with equal bytes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -76,7 +76,7 @@ def plot_study(
     """Draw a study's figures, or those named in `only`, into `out`, by default the study's folder `figures`.
 
     where: which runs to draw (see `select`). If `where` is given or `paper` is not the usual one, the default is a
-    subfolder of `figures`: no figure of the whole study is replaced. Raises ConfigError if the folder is not a study,
+    subfolder of `figures`, so that the study's figures stay. Raises ConfigError if the folder is not a study,
     if the study has no finished run, if a figure or the format is unknown, or if a file cannot be written.
     """
     one_of("format", fmt, style.FORMATS)
@@ -115,7 +115,7 @@ def draw(study: Study, name: str) -> Figure:
     """Draw a figure of a study. Raises Lacks if the study does not contain the figure's data."""
     column = "" if study.search is None or name in OF_SEARCH else study.search.of
     if column and (n := study.finished[column].nunique()) > MAX_PANELS:  # only figures in OF_SEARCH can show more
-        raise Lacks(f"a search chose {n} values of {column}: choose at most {MAX_PANELS} by --where")
+        raise Lacks(f"the runs have {n} values of {column}: select at most {MAX_PANELS} values with --where")
     fig = FIGURES[name](study)
     return fig if isinstance(fig, Figure) else fig.figure  # type: ignore[return-value]  # a user's SubFigure
 

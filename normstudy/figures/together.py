@@ -22,8 +22,8 @@ ORDER = (
     "training_loss", "loss_curves", "final_grid", "ranking", "residual_path", "headline", "gradient_profile",
     "heatmap", "gradient_ratio", "update_rms", "critical_depth", "critical_curve", "phase_map",
 )  # fmt: skip
-# A second process first imports its modules. In this time one process draws FEW_FIGURES figures, or all figures of a
-# study whose tables have FEW_BYTES bytes. So there is no second process for so little work.
+# Starting a second process takes as long as drawing FEW_FIGURES figures, or all figures of a study whose tables have
+# FEW_BYTES bytes. So one process draws figures of that number or that size.
 FEW_FIGURES, FEW_BYTES = 2, 250_000
 
 

@@ -155,7 +155,7 @@ def command_of(run: "pd.Series[Any]") -> str:
     place = {column: native(column, run[column]) for column in cfg.dotted_keys() if column != "study"}
     for column, key in cfg.dotted_keys().items():
         group, _, leaf = key.rpartition(".")
-        # The config file of a group that is not the default may change any value of the group: all are written out.
+        # A group's file that is not the default file may change any value of the group, so write out all values.
         chosen = group in place and place[group] != base[group] and place[column] is not None
         if column == "study" or (column == "data_seed" and place[column] == place["seed"]):
             continue

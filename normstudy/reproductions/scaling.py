@@ -83,10 +83,10 @@ def entry(
 def _draw_powers(ax: Axes, x: Floats, y: Floats, curve: Curve, anchor: str) -> None:
     """Draw a fitted power law with the 95 % t interval of its exponent, and a fan of the predicted power laws.
 
-    The fan's exponents are those in the prediction's band. A band without a lower end is drawn from 0, or from 0.5
-    below its upper end if that is at most 0.1. A band of one number is drawn as a line. anchor: the point at which the
-    fan's lines meet: `center` (the geometric means of all `x` and `y`) or `first` (the smallest `x` and the geometric
-    mean of its `y`).
+    The fan's exponents are those in the prediction's band. If the band has no lower end, the fan begins at 0, or at 0.5
+    below an upper end of at most 0.1. A band of one number is drawn as a line. anchor: the point at which the fan's
+    lines meet: `center` (the geometric means of all `x` and `y`) or `first` (the smallest `x` and the geometric mean of
+    its `y`).
     """
     means, band = log(y).mean(1), curve.band
     grid = np.exp(np.linspace(np.log(x[0]) - 0.08, np.log(x[-1]) + 0.08, 101))

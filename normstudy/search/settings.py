@@ -140,7 +140,7 @@ def _checked(settings: Settings) -> Settings:
     if low >= high:
         raise ConfigError(f"search.low {low:g} is not below search.high {high:g}: choose another range")
     if settings.ends[0] == settings.ends[1]:
-        raise ConfigError(f"search.low {low!r} and search.high {high!r} are too close: use a range of 0.01 decades")
+        raise ConfigError(f"search.low {low!r} and search.high {high!r} are too close: span at least 0.01 decades")
     return settings
 
 

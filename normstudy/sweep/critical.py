@@ -42,7 +42,7 @@ class Search:
         self.study_dir = Path(cells[0].results_dir) / cells[0].study
         self.n_cells, self.compose = len(cells), compose
         self.outcomes = [dict[Run, str]() for _ in cells]
-        # If the runs at both ends, one with the first seed and one with the last, are valid, so are all runs between.
+        # If the run at one end with the first seed and the run at the other end with the last are valid, all runs are.
         ends = Run(asked.low, asked.seed), Run(asked.high, repeat_seeds(asked)[-1])
         runs = [config for run in ends for config in compose([Asked(i, run) for i in range(self.n_cells)])]
         self.settings = asked._replace(alike=kept.alike(runs))
@@ -134,8 +134,8 @@ def _print_answer(search: Search, new: int) -> None:
     say(render(*critical_values(search.study_dir, settings=settings)))
     used, expected = search.n_known(), simulate.expected(settings)
     say(
-        f"{used} runs, of which this command trained {new}; a grid with the expected error of this search, "
-        f"{expected.error:.2g} decades, and {simulate.GRID_SEEDS} seeds per value needs about "
+        f"{used} runs, of which this command trained {new}; for the same expected error ({expected.error:.2g} "
+        f"decades), a grid with {simulate.GRID_SEEDS} seeds per value needs about "
         f"{round(search.n_cells * expected.grid_runs)} runs"
     )
     if new and (damaged := draw(search.study_dir)) is not None:

@@ -29,8 +29,8 @@ SYNC_EVERY = 50  # steps between copies of results from a GPU; many, because eac
 class Record:
     """The results of one step. runs: the indices of the runs that took this step. Each array has an entry for each run.
 
-    update_norm: the norm of what the optimizer subtracts from the parameters. At a rate of 1e-10 the
-    parameters change by other amounts, because the parameters are rounded to float32.
+    update_norm: the norm of what the optimizer subtracts from the parameters. Parameters are rounded to float32, so at
+    a tiny learning rate, such as 1e-10, they change by other amounts.
     """
 
     step: int

@@ -50,7 +50,7 @@ class Found:
     of_runs: dict[str, list[str]] = field(default_factory=dict)  # run_id -> findings about the run
     lost: set[str] = field(default_factory=set)  # run_ids that lack rows, so that the sweep trains them again
     bad: dict[str, list[str]] = field(default_factory=dict)  # run_id -> its files to be removed
-    # (table, unknown columns, which may be "") of each file that another version of normstudy wrote
+    # For each file of another version of normstudy: its table, and its unknown columns as text ("" if it has none).
     others: list[tuple[str, str]] = field(default_factory=list)
     columns: dict[str, set[str]] = field(default_factory=dict)  # table -> each file's columns, joined by spaces
     damaged: set[str] = field(default_factory=set)  # tables from which not all runs could be read

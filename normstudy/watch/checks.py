@@ -63,7 +63,7 @@ def check_training(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
             )
     held = [id(p) for one in optimizers for group in one.param_groups for p in group["params"] if id(p) in ids]
     if len(set(held)) < len(held):
-        raise ConfigError(f"{len(held) - len(set(held))} parameters are in two optimizers: give watch only one of them")
+        raise ConfigError(f"{len(held) - len(set(held))} parameters are in two optimizers: give one of the optimizers")
     sharded = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
     if sharded or any(type(p).__name__ == "DTensor" or type(p.data).__name__ == "DTensor" for p in params):
         raise ConfigError("the parameters are sharded (FSDP), which watch does not support: train without FSDP")

@@ -100,20 +100,20 @@ class Probe:
     # ---- gradients ------------------------------------------------------------------------------------
 
     def begins(self, task: int) -> None:
-        """Prepare for the end of a backward when it first reaches a parameter or a point of the residual stream."""
+        """When a backward first reaches a parameter or the residual stream, arrange to read gradients at its end."""
         if task in self._tasks or not self._handles:
             return
         compiled = sys.modules.get("torch._dynamo.compiled_autograd")
         if compiled is not None and (compiled.compiled_autograd_enabled or compiled.in_compiled_autograd_region):
-            raise RuntimeError("compiled autograd, which watch does not support: train without it")
+            raise RuntimeError("compiled autograd is on, which watch does not support: train without it")
         self._tasks[task] = self._accumulations
-        # DDP may queue callbacks after this one, which therefore queues the reading: it runs after DDP's reduction.
+        # Read gradients after DDP has reduced them. DDP may queue its callback after this one, so queue a second one.
         queue, reading = Variable._execution_engine.queue_callback, functools.partial(self._read_gradients, task)
         queue(Hook(functools.partial(queue, Hook(reading, self)), self))
         if self._unhooked:
             self._dirty.update(self._hook_trained())  # this backward may already have reached the new ones
         if self._sample and not (self._running and self._calls > 1):
-            # Drop the residual stream of earlier backwards if their gradients were zeroed or removed without a step.
+            # If the gradients of earlier backwards were zeroed or removed without a step, drop their residual stream.
             found = self._gradient_norms(sorted(self._sample))
             self.stream.drop(unless=torch.stack(list(found.values())).max() if found else None)
 
@@ -140,7 +140,7 @@ class Probe:
         probed = probed and not (self._running and self._calls > 1)
         self.stream.end(task, counts=probed)
         if probed:
-            # Read all gradients, as others may have been clipped since; in a nested backward, only those it reached.
+            # Read all gradients: the loop may have clipped them. After a nested backward, read only those it reached.
             self._norms |= self._gradient_norms(sorted(self._last) if self._tasks else range(len(self.params)))
             self._sample = next((block & self._last for block in reversed(self._blocks) if block & self._last), set())
         self.seconds += time.perf_counter() - began
@@ -254,7 +254,7 @@ class Probe:
         self.seconds += time.perf_counter() - began
 
     def _take_stream(self, row: Row) -> None:
-        """Add what the backwards since the last step found in the residual stream to a row, and forget it."""
+        """Move what the backwards since the last step measured in the residual stream into a row."""
         stream = self.stream.take()
         self._tasks.clear()
         self._sample = set()
@@ -314,7 +314,7 @@ class Probe:
         return {name: value for name, value in values.items() if found[name] is None}
 
     def _before_all(self, values: Mapping[str, object]) -> str:
-        """Return the order for a loss logged before the first backward, or "" if the loss is from an evaluation."""
+        """Return "before the backward" if a loss, logged before any backward, is a training step's, otherwise ""."""
         loss = values["train_loss"]
         ran = self.stream.ran() or not self.layout.blocks or (isinstance(loss, Tensor) and loss.requires_grad)
         return "before the backward" if ran else ""

@@ -61,7 +61,7 @@ class Stream:
         self._found: dict[int, list[tuple[int, Tensor, Tensor]]] = {}  # backward -> (point, mean square, gradient's)
         self._kept = -1  # the last backward through compiled blocks that kept its graph for another backward
         self._zero, self._one = (torch.full((), k, dtype=wide(device), device=device) for k in (0.0, 1.0))
-        # Mean squares of the last forward pass at points without gradients. A tensor per point keeps graphs apart.
+        # Mean squares of the last forward pass, at points without gradients. Compiled graphs share no tensor of these.
         self._squares = [self._zero.clone() for _ in range(self.points)]
         self._settled = [x._version for x in self._squares]
         self._key = next(_KEYS)
@@ -109,7 +109,7 @@ class Stream:
     def _tap_compiled(self, point: int, x: Tensor) -> None:
         """Measure a tensor while torch.compile traces its block, which allows only tensor operations."""
         if x.requires_grad and not x.is_leaf:
-            # The first block's input may come from outside a checkpoint. Its hook cannot use tensors from inside.
+            # The first block's input may come from outside a checkpoint. Then its hook cannot use tensors from inside.
             source = torch.ops.normstudy.mean_square(x.detach(), self._key) if point else x
             x.register_hook(functools.partial(torch.ops.normstudy.take_gradient, source, self._key, point))  # type: ignore[no-untyped-call]
         else:
@@ -147,7 +147,7 @@ class Stream:
         self._settled = [x._version for x in self._squares]
 
     def end(self, task: int, counts: bool) -> None:
-        """Add what a backward and its nested backwards found. Reentrant checkpointing makes nested ones."""
+        """Add what a backward found, and the backwards nested in it, which reentrant checkpointing starts."""
         self._seen.clear()
         if not counts or not self.points:  # it may be nested in a backward that counts
             return

@@ -57,7 +57,7 @@ class Watch:
         """Check the arguments. Only `start` writes files and adds hooks.
 
         study: required. every, dense: norms are measured every `every` steps and in the first `dense` steps. blocks:
-        path of the blocks, such as model.layers, if the search fails. names: parameter's name -> (layer or None,
+        path of the blocks, such as model.layers, if not found. names: parameter's name -> (layer or None,
         module). scaler: the GradScaler. config: values that `compare --by` and `--where` may name. seed: recorded; 0
         if not given. resume: id of the run to continue. step: its next step, if not the one after the last recorded
         step. unigram_entropy, bigram_entropy: of the text, in nats per token; an outcome needs both.

@@ -265,7 +265,7 @@ def test_figures_that_average_over_seeds_refuse_the_values_of_a_search(study: St
     n, names = study.finished["peak_lr"].nunique(), ", ".join(map(repr, EVERY_STUDY))
     searched = ", ".join(map(repr, OF_SEARCH))
     assert plot_study(study.folder).skipped == [
-        f"figures {names} not drawn: a search chose {n} values of peak_lr: choose at most 6 by --where",
+        f"figures {names} not drawn: the runs have {n} values of peak_lr: select at most 6 values with --where",
         f"figures {searched} not drawn: quick",
     ]
     one = plot_study(study.folder, where={"peak_lr": str(study.finished["peak_lr"].iloc[0])})

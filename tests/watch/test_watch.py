@@ -475,8 +475,8 @@ def test_compiled_autograd_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixt
             plain_loop(model, w.optimizers[0], 3, log=w.log)
     torch._dynamo.reset()
     err = [line for line in capfd.readouterr().err.splitlines() if line.startswith("watch: stopped")]
-    assert err == ["watch: stopped at step 0 by RuntimeError: compiled autograd, which watch does not support: train "
-                   "without it"]  # fmt: skip
+    assert err == ["watch: stopped at step 0 by RuntimeError: compiled autograd is on, which watch does not support: "
+                   "train without it"]  # fmt: skip
     assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), model.parameters(), strict=True))
     assert normstudy.load(tmp_path / "mine").steps.empty
 
