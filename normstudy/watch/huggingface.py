@@ -12,6 +12,7 @@ class WatchCallback(TrainerHooks, TrainerCallback):  # type: ignore[misc, unused
     """Record the training of a Trainer's model. The options are those of `normstudy.watch`.
 
     Losses are recorded as the Trainer logs them: each step's loss if logging_steps=1, otherwise means of several steps.
+    val_loss is the evaluation loss, of the first set if eval_dataset is a dictionary.
     """
 
     def on_train_begin(
@@ -20,12 +21,15 @@ class WatchCallback(TrainerHooks, TrainerCallback):  # type: ignore[misc, unused
     ) -> None:  # fmt: skip
         self.close_watch("failed")  # if the last training raised an error, the Trainer called no callback after it
         self.start_watch(model, [optimizer], getattr(optimizer, "scaler", None), state.global_step)
+        self._val_loss = ""  # its name in the logs: eval_loss, or eval_NAME_loss for the set NAME
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
     ) -> None:
         if self.watch is not None and "train_runtime" not in logs:
-            self.watch.log(train_loss=logs.get("loss"), val_loss=logs.get("eval_loss"))
+            losses = (name for name in logs if name.startswith("eval_") and name.endswith("_loss"))
+            self._val_loss = self._val_loss or min(losses, key=len, default="")  # metrics may have longer names
+            self.watch.log(train_loss=logs.get("loss"), val_loss=logs.get(self._val_loss))
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.close_watch("done")

@@ -9,7 +9,10 @@ from normstudy.watch.watcher import TrainerHooks
 
 
 class WatchCallback(TrainerHooks, Callback):  # type: ignore[misc, unused-ignore]  # lightning may be missing
-    """Record the training of a Trainer's module. The options are those of `normstudy.watch`."""
+    """Record the training of a Trainer's module. The options are those of `normstudy.watch`.
+
+    val_loss is what the module logs under this name in its validation.
+    """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -27,6 +30,10 @@ class WatchCallback(TrainerHooks, Callback):  # type: ignore[misc, unused-ignore
         if trainer.global_step != self._steps:
             self.watch.log(train_loss=self._loss)
             self._loss, self._steps = None, trainer.global_step
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.watch is not None and not trainer.sanity_checking:
+            self.watch.log(val_loss=trainer.callback_metrics.get("val_loss"))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.close_watch("done")

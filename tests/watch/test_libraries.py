@@ -75,7 +75,8 @@ class Tokens(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": tokens, "labels": tokens}
 
 
-def test_hugging_face_s_trainer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sets", [("",), ("one", "two")])
+def test_hugging_face_s_trainer(sets: tuple[str, ...], tmp_path: Path) -> None:
     from transformers import Trainer, TrainingArguments
 
     from normstudy.watch.huggingface import WatchCallback
@@ -84,9 +85,14 @@ def test_hugging_face_s_trainer(tmp_path: Path) -> None:
     how = TrainingArguments(
         output_dir=str(tmp_path / "out"), max_steps=6, per_device_train_batch_size=4, logging_steps=1, report_to=[],
         save_strategy="no", use_cpu=True, max_grad_norm=0.5, gradient_accumulation_steps=2, disable_tqdm=True,
+        eval_strategy="steps", eval_steps=2,
     )  # fmt: skip
     watch = WatchCallback(study="hf", results_dir=str(tmp_path), dense=10)
-    trainer = Trainer(model=model, args=how, train_dataset=Tokens(), callbacks=[watch])
+    evaluated = {name: torch.utils.data.Subset(Tokens(), range(i, i + 4)) for i, name in enumerate(sets)}
+    trainer = Trainer(
+        model=model, args=how, train_dataset=Tokens(), callbacks=[watch],
+        eval_dataset=evaluated if sets[0] else evaluated[""],
+    )  # fmt: skip
     trainer.train()
     found = normstudy.load(tmp_path / "hf")
     assert found.runs["status"].tolist() == ["done"]
@@ -94,6 +100,10 @@ def test_hugging_face_s_trainer(tmp_path: Path) -> None:
     assert found.steps["grad_norm"].tolist() == pytest.approx([one["grad_norm"] for one in logged], rel=1e-4)
     assert found.steps["train_loss"].tolist() == pytest.approx([one["loss"] for one in logged], abs=1e-3)
     assert found.steps["clip_factor"].max() <= 1.0
+    first = f"eval_{sets[0]}_loss" if sets[0] else "eval_loss"
+    *before_a_step, final = [one[first] for one in trainer.state.log_history if first in one]
+    assert found.steps["val_loss"].dropna().to_dict() == pytest.approx(dict(zip((2, 4), before_a_step, strict=True)))
+    assert found.runs["final_val_loss"].tolist() == pytest.approx([final])
 
 
 def test_lightning_s_trainer(tmp_path: Path) -> None:
@@ -112,6 +122,9 @@ def test_lightning_s_trainer(tmp_path: Path) -> None:
         def training_step(self, batch: Any, _: int) -> torch.Tensor:
             return loss_of(self.model, batch)
 
+        def validation_step(self, batch: Any, _: int) -> None:
+            self.log("val_loss", loss_of(self.model, batch))
+
         def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
             norms.append(
                 float(torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None]))
@@ -129,14 +142,17 @@ def test_lightning_s_trainer(tmp_path: Path) -> None:
         trainer = lightning.Trainer(
             max_steps=4, accelerator="cpu", callbacks=[callback], logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path, gradient_clip_val=0.5,
+            val_check_interval=2,
         )  # fmt: skip
         loader = torch.utils.data.DataLoader(batches(4), batch_size=None)
         if fails:
             with pytest.raises(ZeroDivisionError):
                 trainer.fit(module, loader)
         else:
-            trainer.fit(module, loader)
+            trainer.fit(module, loader, torch.utils.data.DataLoader(batches(2), batch_size=None))
         found = normstudy.load(tmp_path / f"pl{fails}")
         assert found.runs["status"].tolist() == ["failed" if fails else "done"]
         assert found.steps["grad_norm"].tolist() == pytest.approx(norms, rel=1e-5)
+        assert found.steps["val_loss"].notna().tolist() == ([False] if fails else [False, False, True, False])
+        assert found.runs["final_val_loss"].notna().tolist() == [not fails]
         assert len(norms) == (1 if fails else 4)
