@@ -99,6 +99,10 @@ class Probe:
 
     # ---- gradients ------------------------------------------------------------------------------------
 
+    def probes_soon(self) -> bool:
+        """Return whether a forward pass may belong to a probed step: the last, the next, or the one after that."""
+        return any(self.probes(self.step + k) for k in (-1, 0, 1))
+
     def begins(self, task: int) -> None:
         """When a backward first reaches a parameter or the residual stream, arrange to read gradients at its end."""
         if task in self._tasks or not self._handles:

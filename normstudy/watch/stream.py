@@ -100,6 +100,8 @@ class Stream:
         if (inside and point in self._seen) or torch._C._functorch.is_functorch_wrapped_tensor(x):
             return
         self._seen.add(point)
+        if not self._probe.probes_soon():
+            return
         square = mean_square(x)
         if not x.requires_grad or (x.is_leaf and not inside):  # a hook on the loop's leaf would outlive the watch
             self._squares[point].copy_(square)
