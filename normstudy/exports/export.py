@@ -31,7 +31,7 @@ def export_study(study: Path, *, to: str, out: Path | None, where: Where, join: 
     if join and to not in ("csv", "duckdb"):  # formats that consist of tables
         raise ConfigError(f"--to {to} writes every run with its configuration, so --join adds nothing: leave it out")
     tables.check_is_study(study)
-    out = study / "export" / to if out is None else out
+    out = out or paths.check_own_folders(study) / "export" / to
     check_free(out)
     paths.check_outside_of_studies(out, "another --out")
     library = to.removesuffix("-offline")

@@ -20,6 +20,7 @@ from normstudy.figures.layers import gradient_profile, heatmap, residual_path
 from normstudy.figures.paper import USUAL, Paper
 from normstudy.figures.ranking import ranking
 from normstudy.figures.study import MAX_PANELS, Lacks, Study, load
+from normstudy.study import paths
 
 OF_SEARCH: dict[str, Callable[[Study], FigureBase]] = {
     "critical_depth": critical_depth, "critical_curve": critical_curve, "phase_map": partial(critical_depth, maps=True),
@@ -83,7 +84,7 @@ def plot_study(
     for name in only or []:
         one_of("figure", name, tuple(FIGURES))
     study = load(Path(study_dir), where, paper)
-    folder = Path(study_dir, "figures", _folder_name(where, paper)) if out is None else Path(out)
+    folder = Path(out or paths.check_own_folders(Path(study_dir)) / "figures" / _folder_name(where, paper))
     result = PlotResult()
     with style.rc():
         for name in only or [name for name in FIGURES if study.search or name not in OF_SEARCH]:

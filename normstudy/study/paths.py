@@ -31,12 +31,13 @@ def check_study(results_dir: str, study: str) -> None:
     check_outside_of_studies(folder, "another results_dir")
 
 
-def check_own_folders(study_dir: Path) -> None:
-    """Raise ConfigError if one of OWN_FOLDERS, or a table's folder, is a symbolic link."""
-    tables = study_dir / "tables"
-    for folder in (*(study_dir / name for name in OWN_FOLDERS), *(tables.iterdir() if tables.is_dir() else ())):
+def check_own_folders(study_dir: Path) -> Path:
+    """Return the folder of a study. Raise ConfigError if a folder in it, tables/ or state/ is a symbolic link."""
+    inside = (path for name in ("tables", "state") for path in (study_dir / name).glob("*"))
+    for folder in (*(study_dir / name for name in (*OWN_FOLDERS, "figures", "export")), *inside):
         if folder.is_symlink():
             raise ConfigError(_link(folder) + ", but a study's files must lie in the study's folder: move them there")
+    return study_dir
 
 
 def check_outside_of_studies(path: Path, other: str) -> None:

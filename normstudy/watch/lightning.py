@@ -9,10 +9,7 @@ from normstudy.watch.watcher import TrainerHooks
 
 
 class WatchCallback(TrainerHooks, Callback):  # type: ignore[misc, unused-ignore]  # lightning may be missing
-    """Record the training of a Trainer's module. The options are those of `normstudy.watch`.
-
-    val_loss is what the module logs under this name in its validation.
-    """
+    """Record the training of a module, and the val_loss that it logs. The options are those of `normstudy.watch`."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         scaler = getattr(trainer.precision_plugin, "scaler", None)

@@ -77,6 +77,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     compact_study(root / "finished", seal=True)
     (root / "astray").mkdir()
     (root / "astray" / "tables").symlink_to("../held/tables")
+    (root / "logged" / "state").mkdir(parents=True)
+    (root / "logged" / "state" / "logs").symlink_to("../../held")
+    for name in ("figures", "export"):
+        shutil.copytree(root / "finished", root / f"its_{name}")
+        (root / f"its_{name}" / name).symlink_to("../held")
     for link, target in {"linked": "held", "dangling": "nowhere", "loop": "loop"}.items():
         (root / link).symlink_to(target)
     with locks.hold_study(root / "held", "normstudy sweep experiment=depth"):
@@ -249,6 +254,10 @@ BAD: list[tuple[str, list[str]]] = [
     ("run results_dir=F study=loop", ["loop is a symbolic link to loop"]),
     ("run results_dir=F study=astray", ["astray/tables is a symbolic link to ../held/tables", "move them there"]),
     ("compact F/astray", ["astray/tables is a symbolic link", "move them there"]),
+    ("run results_dir=F study=logged", ["state/logs is a symbolic link to ../../held", "move them there"]),
+    ("plot F/its_figures", ["its_figures/figures is a symbolic link to ../held", "move them there"]),
+    ("plot F/its_figures --where seed=0", ["its_figures/figures is a symbolic link", "move them there"]),
+    ("export F/its_export --to csv", ["its_export/export is a symbolic link to ../held", "move them there"]),
     ("run results_dir=F/held/tables study=runs", ["held/tables/runs lies in", "another results_dir"]),
     ("run results_dir=F/held/state/x", ["held/state/x/scratch lies in", "another results_dir"]),
     ("run results_dir='a\0b'", ["results_dir 'a\\x00b'", "control character"]),
