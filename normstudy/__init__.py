@@ -56,7 +56,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keep the functions `report` and `sweep` when Python imports the subpackages that have the same names."""
+    """Keep the functions `report` and `sweep`. Importing the subpackages of the same names must not replace them."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if name not in _HOMES or not isinstance(value, ModuleType):

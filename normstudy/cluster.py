@@ -1,4 +1,4 @@
-"""Stop a Slurm job that an older version of normstudy submitted, because this version cannot unpickle its classes."""
+"""Stop a Slurm job of an older version of normstudy. This version cannot unpickle the older version's classes."""
 
 import sys
 

@@ -46,7 +46,7 @@ def printable(text: str) -> str:
 
 
 def short(text: str) -> str:
-    """Return text like `printable`, but cut each word that is too long for a file's name or path."""
+    """Shorten each word that is too long for a file's name or path, then apply `printable` to the text."""
     return printable(re.sub(r"\S{4097,}|[^\s/]{256,}", lambda word: f"{word[0][:100]}...", text))
 
 

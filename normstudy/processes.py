@@ -57,7 +57,7 @@ HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__init__.py")
 
 
 def search_path() -> list[str]:
-    """Return sys.path with the working directory and the script's folder last, so that their files hide no library."""
+    """Return sys.path with the working directory and the script's folder last, so that libraries are found first."""
     script = getattr(sys.modules["__main__"], "__file__", None)
     last = {"", os.path.dirname(script or "")}
     with contextlib.suppress(FileNotFoundError):  # the working directory was removed
@@ -101,7 +101,7 @@ class Child:
                 template = _Template.of(prepare, variables)
                 self.process = template.fork(work, variables, frozenset(blocked), [theirs.fileno(), *keep])
                 return
-            # The child inherits this signal mask, so that a Ctrl-C during its imports does not end it with a traceback.
+            # The child inherits this signal mask, which blocks Ctrl-C during the child's imports to avoid a traceback.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *blocked})
             try:
                 self.process = subprocess.Popen(
@@ -179,7 +179,7 @@ class _Template:
         descriptors: the child's end of its pipe, then the file descriptors that the child holds open until it ends.
         """
         child = _Forked(self)
-        # Send only open streams. A closed stream's number may have been reused for a file, which is not inheritable.
+        # Send only open streams. A closed stream's number may now belong to a file; files are not inheritable.
         streams = [fd for fd in (1, 2) if os.path.exists(f"/proc/self/fd/{fd}") and os.get_inheritable(fd)]
         folder = os.open(os.curdir, os.O_PATH | os.O_CLOEXEC)  # unlike a path, a descriptor works for a deleted folder
         sent = [folder, *streams, *descriptors]
@@ -202,10 +202,10 @@ class _Template:
 
     @contextlib.contextmanager
     def noticing_its_end(self) -> Iterator[None]:
-        """A context for one exchange of messages with the template, while other threads wait.
+        """A context for one exchange of messages with the template. Other threads wait meanwhile.
 
         Any exception in the `with` block, such as a Ctrl-C, ends the template and closes its pipe, because half a
-        message may be left in the pipe. No exception is raised if the template has ended.
+        message may be left in the pipe. EOFError and OSError mean that the template has ended, and are suppressed.
         """
         with self.lock:
             try:
@@ -281,7 +281,7 @@ def begin(pipe: Connection, parent: int) -> None:
 
 
 def _serve_forks(pipe: Connection, prepare: Callable[[], None], watch: _Watch) -> NoReturn:
-    """Serve fork requests in a template. First end the thread `watch`, so that its locks are free in every fork."""
+    """Serve fork requests in a template. First end the thread `watch`: a fork would copy a lock that it holds."""
     prepare()
     watch.over.set()
     watch.join()

@@ -1,6 +1,6 @@
 """Measure rows `c`, `d`, `f` and `k` of the benchmark: the time and memory of commands that train little or nothing.
 
-Row c sweeps tiny runs. The time to plan 1,000 runs excludes the start-up time, which is the time of a dry run of two
+Row c sweeps tiny runs. The planning time of 1,000 runs is the time of their dry run minus the time of a dry run of two
 runs. Rows f and k read generated studies, and sum peak memory over all processes of a command. Row f reads one study in
 two forms: as a sweep writes it, and as `normstudy compact` writes it.
 """
@@ -31,7 +31,7 @@ CHOICES = ("model=default,tiny", "optimizer=adam,adamw,sgd", "schedule=constant,
 ONE_GROUP, MANY_GROUPS = "1,000 runs, one choice of groups", "1,000 runs, 24 choices of groups"
 ESTIMATED, ESTIMATE, TAKEN = "16 runs of the default model, 300 steps", "dry run's estimate", "sweep"
 RATIO = "time that a dry run estimates / time that the sweep takes"
-# Row d first sweeps these values, so that the commands `compare` and `plot` have a study to read.
+# Arguments of a sweep that row d runs first, so that the commands `compare` and `plot` have a study to read.
 STUDY = (*SMALL, "model.n_layers=2", "schedule.n_steps=20", "model.placement=pre,post", "schedule.warmup_steps=0,10")
 STARTS = {  # case -> (arguments of the command, expected exit code, goal in seconds); {0} is a temporary folder
     "help": ("--help", 0, 0.1),
@@ -106,7 +106,7 @@ def peak(command: Sequence[str]) -> tuple[float, float]:
 
 
 def watched(command: Sequence[str]) -> tuple[int, float, list[tuple[float, Memory]]]:
-    """Run a command, which must succeed. Return its process id, its seconds, and its readings (seconds, memory)."""
+    """Run a command, which must succeed. Return its process id, its seconds, and a list of (seconds so far, memory)."""
     reads, began = [], time.perf_counter()
     with contextlib.ExitStack() as stack:
         process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
@@ -134,7 +134,7 @@ def memory_of(pid: int) -> Memory:
 
 
 def sweeps(scope: Scope) -> Iterator[Sample]:
-    """Measure row `c` of the benchmark: a sweep's time and memory besides training, and a dry run's estimated time."""
+    """Measure row `c` of the benchmark: a sweep's overhead in time and memory, and a dry run's estimate of the time."""
     folder, seeds = scope.folder, MANY // 24 + 1
     for r in range(ROUNDS["c"][scope.quick]):
         start = dry_run(folder, "seed=range(0,2)")
@@ -162,7 +162,7 @@ def dry_run(folder: Path, *words: str) -> float:
 
 
 def estimated(said: str) -> float:
-    """Return the seconds that a dry run estimated. said: its output, with a time such as `45 s` or `12:30` (min:s)."""
+    """Return the estimated time in seconds. said: a dry run's output, which gives it as `45 s` or `12:30` (min:s)."""
     parts = re.findall(r", estimated time ([\d:]+)", said)[0].split(":")
     return sum(60.0**i * int(part) for i, part in enumerate(reversed(parts)))
 
@@ -194,7 +194,7 @@ def starts(scope: Scope) -> Iterator[Sample]:
 
 
 def large_study(scope: Scope, size: Size | None = None) -> Iterator[Sample]:
-    """Measure row `f` of the benchmark: time and memory of commands, and time of libraries, for a large study."""
+    """Measure row `f` of the benchmark: commands' time and memory for a large study, and libraries' time to read it."""
     size = size or (QUICK if scope.quick else LARGE)
     compacted, swept = studies = [scope.folder / form.replace(" ", "-") for form in FORMS]
     write_study(swept, size)

@@ -117,9 +117,9 @@ class Recorder:
     def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[float, Tensor, Tensor]:
         """Take one training step. Return its loss, and in float64 the norms of modules and of the residual stream.
 
-        Norms of modules, of shape (3, modules + 1): of gradients, of parameters, of updates. The last column is for the
-        whole model. Norms of the stream, of shape (2, n_layers + 1): the root mean square of x_l, which is the stream
-        after `l` blocks, and the norm of dLoss/dx_l.
+        Modules: (3, modules + 1), the norms of gradients, parameters and updates. The last column is for the whole
+        model. Stream: (2, n_layers + 1), the root mean square of x_l and the norm of dLoss/dx_l. x_l is the stream
+        after `l` blocks.
         """
         loss, stream = self.model(tokens_BT, targets_BT)
         for x in stream:
@@ -150,8 +150,8 @@ def train_recorded(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterat
 def train_watched(config: RunConfig, tokens: Tensor, vocab_size: int) -> Iterator[Histograms]:
     """Train one run without end on the CPU, with hooks like those of wandb.watch(model, log="gradients", log_freq=1).
 
-    As in wandb, each hook copies the gradient, checks it twice for numbers that are not finite, reads its minimum and
-    its maximum separately, and turns a histogram's counts and edges into lists. After each step, lists are discarded.
+    As in wandb, each hook copies the gradient, tests twice whether its numbers are finite, reads its minimum and its
+    maximum separately, and makes lists of its histogram's counts and edges. Each step's lists are then discarded.
     """
     histograms: Histograms = []
 

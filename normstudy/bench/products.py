@@ -1,4 +1,4 @@
-"""Time the matrix products of a training step with all available libraries. The fastest show this machine's limit."""
+"""Time a training step's matrix products with each available library. The fastest library shows the machine's limit."""
 
 import statistics
 import time
@@ -80,9 +80,9 @@ def ways(piece: Piece, config: RunConfig, runs: int) -> dict[str, Callable[[], o
 
 
 def start_products(job: tuple[RunConfig, int]) -> Work:
-    """Return a function that repeats each Piece of a training step with every library for at least `ms` milliseconds.
+    """Return a function f(ms) that repeats each Piece of a training step for at least `ms` milliseconds per library.
 
-    The function returns, for each Piece, the fastest library's seconds per step of one run. job: (config, runs).
+    f(ms) returns, for each Piece, the fastest library's seconds per step of one run. job: (config, runs).
     """
     from normstudy.data import texts
 

@@ -20,7 +20,7 @@ class Scope(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """One measured number. Its row of the benchmark, case, subject, metric and round together identify the number."""
+    """One measured number, identified by the fields `row`, `case`, `subject`, `metric` and `round` together."""
 
     row: str
     case: str
@@ -33,7 +33,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Goal:
-    """A line of the printed table, which shows the median over rounds of `metric`, measured for `subject`."""
+    """A line of the printed table: the median of the metric `metric` over all rounds, measured for `subject`."""
 
     row: str
     case: str

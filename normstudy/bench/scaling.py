@@ -2,7 +2,7 @@
 
 In theory, the time of a training step is proportional to the number of floating-point operations in its matrix
 products. Each part of a block is timed alone, forward and backward, while `n` = seq_len or `d` = d_model varies. POWERS
-has the powers of n and d with which the parts' times grow in theory. `attention` leaves out the projections.
+gives the exponents of n and d in each part's theoretical time. The part `attention` excludes the projections.
 """
 
 import time
@@ -26,7 +26,7 @@ AXES = {
 
 
 class Ranges(NamedTuple):
-    """The sizes for row `e` of the benchmark. While one size varies, `base` and `runs` give all other sizes."""
+    """The sizes for row `e` of the benchmark. `base` and `runs` give the sizes that do not vary."""
 
     base: Case = D64_L6
     runs: int = 4

@@ -20,7 +20,7 @@ Crew = list[Child]
 
 
 def child(start: Callable[[Job], Work], job: Job, *, like_worker: bool, threads: int = 1) -> Child:
-    """Start a process that makes a function with `start(job)`. The process calls it at each call of `together`.
+    """Start a process that makes a function with `start(job)`, and calls the function once for each call of `together`.
 
     like_worker: whether the process has the environment variables and the garbage collection of a sweep's worker.
     """

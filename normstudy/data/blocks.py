@@ -46,8 +46,8 @@ def split(symbols: Array) -> tuple[Array, Array]:
     size = BLOCK if len(symbols) >= VALIDATION_EVERY * BLOCK else len(symbols) // VALIDATION_EVERY
     if size < 2:
         raise ConfigError(
-            f"the text has {len(symbols)} bytes, fewer than {2 * VALIDATION_EVERY} (2 for each of {VALIDATION_EVERY} "
-            "blocks): use a longer text"
+            f"the text has {len(symbols)} bytes, but at least {2 * VALIDATION_EVERY} are needed ({VALIDATION_EVERY} "
+            "blocks of 2 bytes): use a longer text"
         )
     blocks = symbols[: len(symbols) // size * size].reshape(-1, size)
     is_validation = np.arange(len(blocks)) % VALIDATION_EVERY == VALIDATION_EVERY - 1
@@ -62,9 +62,9 @@ def join(blocks: Array | Sequence[Tokens]) -> Blocks:
 def entropies(train: Blocks, validation: Blocks, vocab_size: int) -> tuple[float, float]:
     """Return the cross-entropies of the validation blocks under a unigram and a bigram model of the training blocks.
 
-    Both cross-entropies are finite, in nats per token. The bigram model mixes a pair's training frequency with the
-    unigram model. After a token that begins no training pair, the bigram model equals the unigram model. A pair is
-    within one block.
+    Both are finite, in nats per token. A pair is two adjacent tokens of one block. The bigram model mixes the pairs'
+    frequencies in the training blocks with the unigram model. After a token that begins no pair in the training
+    blocks, the bigram model equals the unigram model.
     """
     counts = _bincount(_slices(train.tokens), vocab_size) + UNIGRAM_SMOOTHING
     p1 = counts / counts.sum()

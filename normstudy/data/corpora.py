@@ -57,7 +57,7 @@ def files_of(path: str) -> list[Path]:
 
     A folder stands for all regular files below it, sorted by path, except hidden files and files in hidden or linked
     folders. A path that does not exist and contains `*`, `?` or `[` is a glob, in which `**` matches folders at any
-    depth. A file with several links is listed once. Otherwise a text could be in both training and validation blocks.
+    depth. A file with several links is listed once: a second copy could put the same text into training and validation.
     Files of studies are left out.
     """
     path = places.expanded(path, "data.path")
@@ -108,7 +108,7 @@ Version = tuple[tuple[str, int, int], ...]
 
 
 def version(path: str) -> Version | None:
-    """Return name, size and modification time of each file that data.path names, or None if one is unreadable."""
+    """Return name, size and modification time of each file that data.path names, or None if a file is unreadable."""
     try:
         found = ((file.as_posix(), file.stat()) for file in files_of(path))
         return tuple((name, now.st_size, now.st_mtime_ns) for name, now in found)

@@ -20,14 +20,14 @@ from normstudy.errors import ConfigError, bar_options
 
 
 class Corpus(NamedTuple):
-    """A text to download. If the file is a zip archive, the text is the archive's member of the same name."""
+    """A text to download. If the file is a zip archive, the text is its member with the text's name, such as enwik8."""
 
     url: str
     sha256: str  # of the file at `url`
     source: str  # the address of a page about the text
 
 
-# Other public repositories pin the same hashes. dataset_infos.json of Hugging Face's `enwik8` has the hash of enwik8.
+# Other public repositories give the same hashes: for example, dataset_infos.json of Hugging Face's dataset `enwik8`.
 CORPORA = {
     "tiny_shakespeare": Corpus(
         url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",

@@ -130,7 +130,7 @@ def places(blocks: Blocks, seq_len: int) -> Ints:
 
 
 def windows_at(blocks: Blocks, starts: Ints, seq_len: int) -> Ints:
-    """Return windows (len(starts), T + 1). starts: the windows' numbers, counted from 0 through all blocks in order."""
+    """Return windows (len(starts), T + 1). starts: their numbers. All blocks' windows are numbered in order, from 0."""
     ends = places(blocks, seq_len)
     block = np.searchsorted(ends, starts, side="right")
     begin = blocks.edges[block + 1] - seq_len - (ends[block] - starts)  # counted back from the block's end

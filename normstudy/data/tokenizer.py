@@ -120,7 +120,7 @@ def _splitting(library: ModuleType, model: object) -> Any:
 
 
 def _library() -> ModuleType:
-    # Turn off the library's threads: a sweep already runs one process per core, and a fork while they run can hang.
+    # Turn off the library's threads: a sweep already runs one process per core, and forking while threads run can hang.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         import tokenizers

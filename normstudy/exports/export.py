@@ -23,13 +23,13 @@ def export_study(study: Path, *, to: str, out: Path | None, where: Where, join: 
     """Write runs of a study in the format `to`. Return a text that says what was written and how to open the result.
 
     out: the file or folder to create, by default STUDY/export/TO. where: which runs to write (see `select`). join:
-    whether to add columns of `runs` to all other tables, as `load(join=True)` does. Raises ConfigError if the format is
-    unknown, if the format has no tables to `join`, if the format needs a missing library, if `out` exists or cannot be
-    written, if the folder is not a study, or if `where` selects no run.
+    whether to add columns of `runs` to all other tables, as `load(join=True)` does. Raises ConfigError for an
+    unknown format, for `join` with a format other than csv and duckdb, for a missing library, for an `out` that exists
+    or cannot be written, for a folder that is not a study, and if `where` selects no run.
     """
     cfg.one_of("--to", to, FORMATS, {"wandb": "wandb-offline"})
     if join and to not in ("csv", "duckdb"):  # formats that consist of tables
-        raise ConfigError(f"--to {to} writes every run with its configuration, so --join adds nothing: leave it out")
+        raise ConfigError(f"--join adds nothing to --to {to}, which always writes the configuration: leave out --join")
     tables.check_is_study(study)
     out = out or paths.check_own_folders(study) / "export" / to
     check_free(out)
@@ -60,12 +60,12 @@ def _opens(to: str, out: Path) -> str:
 
 def check_free(out: Path) -> None:
     if os.path.lexists(out):
-        raise ConfigError(f"{out} exists: give another --out, or remove it")
+        raise ConfigError(f"{out} exists: give another --out, or remove the existing one")
 
 
 @contextlib.contextmanager
 def placed(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield a path to write, and an empty folder. At the end, rename the path to `out`. On error, remove everything."""
+    """Yield a path to write and a scratch folder. At the end, rename the path to `out`. On error, remove everything."""
     above = [folder for folder in out.parents if not folder.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

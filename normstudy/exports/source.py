@@ -59,7 +59,7 @@ class Source(NamedTuple):
 
 
 def choose(study_dir: Path, where: Where, *, join: bool = False) -> Source:
-    """Select the runs to export. join: as in `load`. Raises ConfigError if there is no run, or if a run_id is bad."""
+    """Select runs to export. join: as in `load`. Raises ConfigError if no run exists or a run_id is no file name."""
     began = tables.runs_with_windows(study_dir)
     pieces = (piece for path in _files(study_dir, "runs") for piece in _pieces("runs", path))
     content = pa.concat_tables([SCHEMAS["runs"].empty_table(), *pieces]).sort_by("run_id")
@@ -167,7 +167,7 @@ class ExportedRun(NamedTuple):
     steps: dict[int, dict[str, float]]  # step -> name -> number, sorted by step; nulls are left out
 
     def time(self, step: int) -> float:
-        """Estimate when a step ended, in seconds since 1970, as if all steps took equally long, or 1 s by default."""
+        """Estimate when a step ended, in seconds since 1970. All steps count as equally long, or as 1 s if unknown."""
         start, end = self.row["started_at"], self.row["finished_at"]
         if start is None:
             return step + (end.timestamp() if end else 0.0)

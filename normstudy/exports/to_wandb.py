@@ -51,7 +51,7 @@ def offline_run(run: ExportedRun) -> dict[str, object]:
 
 @contextlib.contextmanager
 def _child(target: Path, scratch: Path) -> Iterator[IO[bytes]]:
-    """Yield the stdin of the process that writes the runs. At the end, raise the process's error, if it failed."""
+    """Yield the stdin of the process that writes the runs. At the end, if the process failed, raise its error."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     # Ctrl-C does not reach the child, which has its own session. This process ends the child. -P: import nothing from
     # the current folder.

@@ -61,7 +61,7 @@ def check(path: Path, n_history: int) -> None:
 
 
 def records(data: bytes) -> Iterator[bytes]:
-    """Yield the records of wandb's file, a LevelDB log, up to the first damaged record. wandb has no reader for it."""
+    """Yield the records of a wandb file, which is a LevelDB log, up to the first damaged record."""
     at, record = HEAD, b""
     while at + HEAD <= len(data):
         left = BLOCK - at % BLOCK
@@ -83,7 +83,7 @@ if __name__ == "__main__":
     # Use the system's temporary folder, because the path of wandb's socket must be short.
     with tempfile.TemporaryDirectory(prefix="normstudy-", ignore_cleanup_errors=True) as scratch:
         try:
-            # Set before wandb is imported: wandb works offline and keeps its caches in the folder `scratch`.
+            # Set these before importing wandb: they keep wandb offline, and its caches in the folder `scratch`.
             os.environ |= {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
             os.environ |= {f"WANDB_{kind}_DIR": scratch for kind in ("CACHE", "CONFIG", "DATA", "ARTIFACT")}
             os.environ["TMPDIR"] = tempfile.tempdir = scratch

@@ -78,7 +78,7 @@ def test_every_tenth_block_is_validation(n_tokens: int, size: int) -> None:
 
 @pytest.mark.parametrize("n_tokens", [0, 1, 19])
 def test_a_text_too_short_to_cut_is_refused(n_tokens: int) -> None:
-    with pytest.raises(ConfigError, match=f"the text has {n_tokens} bytes, fewer than 20 .2 for each of 10 blocks"):
+    with pytest.raises(ConfigError, match=f"has {n_tokens} bytes, but at least 20 are needed .10 blocks of 2 bytes"):
         split(np.zeros(n_tokens, np.uint8))
 
 
@@ -386,8 +386,8 @@ def test_unusable_texts_are_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "letters").write_bytes(b"ab" * 20)
     cases = {
         ("missing", "byte"): "missing.*cannot be read .No such file",
-        ("short", "byte"): "10 bytes, fewer than 20",
-        ("short", "bpe"): "10 bytes, fewer than 20",
+        ("short", "byte"): "10 bytes, but at least 20",
+        ("short", "bpe"): "10 bytes, but at least 20",
         ("noise", "byte"): "less than 0.2 apart.*more structure$",
         ("noise", "bpe"): "less than 0.2 apart.*more structure or a smaller data.vocab_size$",
         ("letters", "bpe"): "1 token per block of 4 bytes with data.tokenizer=bpe",

@@ -556,7 +556,7 @@ def test_join_adds_what_varies_among_the_exported_runs(
     for to in ("tensorboard", "wandb-offline"):
         assert main.main(["export", str(judged), "--to", to, "--out", str(tmp_path / "no"), "--join"]) == 2
         assert capsys.readouterr().err == (
-            f"error: --to {to} writes every run with its configuration, so --join adds nothing: leave it out\n"
+            f"error: --join adds nothing to --to {to}, which always writes the configuration: leave out --join\n"
         )
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -619,7 +619,7 @@ def test_what_exists_is_left(study: Path, tmp_path: Path, to: str) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to("nowhere")
     for name in ("folder", "file", "link"):
-        with pytest.raises(ConfigError, match=f"/{name} exists: give another --out, or remove it$"):
+        with pytest.raises(ConfigError, match=f"/{name} exists: give another --out, or remove the existing one$"):
             export(study, to, tmp_path / name)
     assert (tmp_path / "file").read_text() == "mine"
     assert len(list(tmp_path.iterdir())) == 3
@@ -711,5 +711,7 @@ def test_the_command_writes_into_the_study_by_default(
     assert told[1].startswith("python -c ")
     assert [p.name for p in (copy / "export").iterdir()] == ["csv"]
     assert main.main(["export", str(copy), "--to", "csv"]) == 2
-    assert capsys.readouterr().err == f"error: {copy}/export/csv exists: give another --out, or remove it\n"
+    assert (
+        capsys.readouterr().err == f"error: {copy}/export/csv exists: give another --out, or remove the existing one\n"
+    )
     assert choose(copy, {}).runs.num_rows == 6
