@@ -38,13 +38,14 @@ class Expected(NamedTuple):
     def last(self, steps: Ints) -> int:
         """Return the last step that must have rows. steps: the steps that have rows.
 
-        If unfinished: the later of the last of `steps` and the end of the last full window before a checkpoint.
+        If unfinished: the last of `steps`, or what a checkpoint's full windows or a watched run's row say, if later.
         """
         if self.status == "done":
             found = None if self.source == schema.WATCH else self.nonfinite_step
             return self.n_steps - 1 if found is None or found != found else min(int(found), self.n_steps - 1)
         size = schema.window_size(self.n_steps, self.source)
-        return max(self.saved // size * size - 1, int(steps.max(initial=-1)))
+        saved = self.n_steps if self.source == schema.WATCH else self.saved // size * size
+        return max(saved - 1, int(steps.max(initial=-1)))
 
 
 def expected_of(study_dir: Path | str, values: Iterable[object]) -> Expected:

@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 import normstudy
 from normstudy.analysis import likely_stuck
 from normstudy.cli.main import main
+from normstudy.errors import MissingRows
 from normstudy.study import schema, tables, whole
 from normstudy.watch import names
 
@@ -534,6 +535,9 @@ def test_an_exception_keeps_what_was_recorded(tmp_path: Path) -> None:
     runs, steps = normstudy.load(tmp_path / "mine").runs, normstudy.load(tmp_path / "mine").steps
     assert runs["status"].tolist() == ["failed"]
     assert len(steps) == 4
+    (tmp_path / "mine" / "tables" / "steps" / f"{w.run_id}-000.parquet").unlink()
+    with pytest.warns(MissingRows, match=f"{w.run_id}.*steps"):
+        assert normstudy.load(tmp_path / "mine").steps.empty
 
 
 def test_an_error_of_the_watch_stops_the_watch_and_not_the_training(
