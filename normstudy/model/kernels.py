@@ -4,7 +4,7 @@ These functions handle the run axis themselves. In the rest of the model, torch.
 layout of the matrices determines the speed of a product (`normstudy bench --rows a` measures this speed). A run's bits
 must not depend on its batch. So each product multiplies one run's matrices, in a way that depends only on shapes.
 
-On a CPU, NumPy computes the products. But on Intel CPUs, MKL computes the products of linear maps (processor.py).
+On Intel CPUs, MKL computes the products of linear maps (processor.py). On CPUs, NumPy computes all other products.
 NumPy's OpenBLAS needs 1 us per call and can write into an existing array. torch.bmm calls MKL, which on AMD uses half
 of AVX-512: per core 90 GFLOP/s instead of 180 for (256, 32) times (32, 128), and 105 instead of 210 for (512, 64)
 times (64, 256).
@@ -53,7 +53,7 @@ def over_runs(function: Callable[..., Outputs], *inputs: Tensor | None) -> Outpu
 
 
 def _slices(like: Tensor) -> Iterator[slice]:
-    """Yield slices of runs, the first axis. A slice has at most AT_ONCE numbers, or one run if a run has more."""
+    """Yield slices of the first axis, runs. A slice has at most AT_ONCE numbers, but at least one run."""
     runs = max(1, AT_ONCE // max(1, like[0].numel()))
     return (slice(low, low + runs) for low in range(0, len(like), runs))
 
@@ -90,7 +90,7 @@ def product(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
 
 
 class _Linears(Function):
-    """Apply maps to x (R, N, I) in one product. parameters: all weights (R, O, I), then all biases (R, O), if any."""
+    """Apply linear maps to x (R, N, I) in one product. parameters: all weights (R, O, I), then any biases (R, O)."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, n_maps: int, x: Tensor, *parameters: Tensor) -> Outputs:

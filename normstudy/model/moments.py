@@ -61,10 +61,10 @@ def distribution(name: str, shape: tuple[int, ...], config: ModelConfig) -> tupl
 
 
 def read_by_norms(model: ModelConfig, seq_len: int) -> dict[str, float]:
-    """Estimate the mean square of each norm's input in block 0 at initialization. Later inputs are not smaller.
+    """Estimate the mean square of each norm's input in block 0 at initialization. In later blocks it is not smaller.
 
-    The placement's function is called with mean squares instead of tensors, because the mean squares of independent
-    terms add up. The estimate assumes that a smooth activation halves small numbers, and that attention averages a
+    The mean squares of independent terms add up, so the placement's function is called with mean squares instead of
+    tensors. The estimate assumes that a smooth activation halves small numbers, and that attention averages a
     third of the positions that it may read, because texts repeat symbols (measured: a half to a quarter). Returns {}
     if the norm is neither `layernorm` nor `rmsnorm`, or if the placement is the user's own.
     """
@@ -84,7 +84,7 @@ def read_by_norms(model: ModelConfig, seq_len: int) -> dict[str, float]:
 
     def attn(x: float, inner: Norm = float, qkv: tuple[Norm, Norm, Norm] = (float, float, float)) -> float:
         *_, v = (n(linear(x, f"attn.{m}", D, D)) for n, m in zip(qkv, "qkv", strict=True))
-        # the mean of min(1, 3 / t) over t = 1 ... seq_len
+        # Averaging t / 3 values divides the mean square by t / 3. So take the mean of min(1, 3 / t) over t <= seq_len.
         mean = 3 / seq_len * (1 + math.log(seq_len / 3)) if seq_len > 3 else 1.0
         return linear(inner(v * mean), "attn.out", D, D)
 

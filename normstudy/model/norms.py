@@ -28,9 +28,9 @@ def dynamic_tanh(x: Tensor, a: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 
 
 class FunctionNorm(nn.Module):
-    """Call `function` with x, and with those of `eps`, `a`, `gamma` and `beta` that `function` takes.
+    """Call `function` with x, and with `eps`, `a`, `gamma` and `beta` if `function` takes them.
 
-    The scalar `a` is learned from 0.5 (arXiv:2503.10622), `gamma` (D,) from 1, and `beta` (D,) from 0.
+    The scalar `a` starts at 0.5 (arXiv:2503.10622), `gamma` (D,) at 1, and `beta` (D,) at 0. All three are learned.
     """
 
     def __init__(self, function: Callable[..., Tensor], width: int, eps: float = EPS) -> None:

@@ -57,7 +57,7 @@ class _Finder(MetaPathFinder):
         return any(root in Path(path).parents and is_users(Path(path), root) for root in self.roots)
 
     def add(self, root: Path) -> None:
-        """Let imports search `root` before installed modules. Child processes inherit sys.path, so add `root` to it."""
+        """Let imports search `root` before installed modules. Add `root` to sys.path, which child processes inherit."""
         if str(root) not in sys.path:
             if self.appended is not None:  # remove the earlier working directory
                 sys.path.remove(str(self.appended))
@@ -150,7 +150,7 @@ def asked_of(cls: type, layer: int, model: ModelConfig) -> dict[str, object]:
 
 
 def construct(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Seed torch's generator, call `make` on the CPU, and store `make` in the module for `made_by`."""
+    """Seed torch's generator, call `make` on the CPU, and store `make` in the module, where `made_by` finds it."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed a GPU's generator too
         module = make()

@@ -158,7 +158,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A block, made of the placement's function `own` and of the modules and parameters that this function takes."""
+    """A block: the placement's function (`own`), and the modules and parameters that this function takes."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ import math
 import operator
 import os
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,8 +63,8 @@ def check_training(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
                 f"the optimizer {type(one).__name__} trains no parameter of {name}: give the model that it trains"
             )
     held = [id(p) for one in optimizers for group in one.param_groups for p in group["params"] if id(p) in ids]
-    if len(set(held)) < len(held):
-        raise ConfigError(f"{len(held) - len(set(held))} parameters are in two optimizers: give one of the optimizers")
+    if n := sum(count > 1 for count in Counter(held).values()):
+        raise ConfigError(f"{n} parameters are in two optimizers or more: give only one of these optimizers")
     sharded = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
     if sharded or any(type(p).__name__ == "DTensor" or type(p.data).__name__ == "DTensor" for p in params):
         raise ConfigError("the parameters are sharded (FSDP), which watch does not support: train without FSDP")

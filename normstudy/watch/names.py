@@ -54,7 +54,7 @@ def layout(model: nn.Module, blocks: str | None, names: Callable[[str], Place] |
     """Group a model's parameters by layer and module.
 
     blocks: path of the blocks, such as model.layers; None to search for them. names: a function from a parameter's
-    name to its place, used instead of the patterns. Raises ConfigError if `blocks` is not the path of any modules.
+    name to its place; None to use the patterns above. Raises ConfigError if there are no modules below `blocks`.
     """
     prefix, found = _blocks(model, blocks)
     parameters = [name for name, _ in model.named_parameters()]
@@ -88,7 +88,7 @@ def _blocks(model: nn.Module, where: str | None) -> tuple[str, list[nn.Module]]:
         except AttributeError:
             found = []
         if not found:
-            raise ConfigError(f"blocks {where!r} names no modules of the model: write a path such as model.layers")
+            raise ConfigError(f"blocks {where!r} has no modules below it: write a path such as model.layers")
         return where, found
     candidates = []
     for path, module in model.named_modules():
@@ -105,7 +105,7 @@ def _blocks(model: nn.Module, where: str | None) -> tuple[str, list[nn.Module]]:
 
 
 def _places(parameters: Sequence[str], prefix: str, n_blocks: int) -> dict[str, Place]:
-    """Return each parameter's place. If a name in the blocks matches no pattern, all blocks keep the model's names."""
+    """Return each parameter's place. If one name in the blocks matches no pattern, no pattern is used in the blocks."""
     start = WRAPPED.sub("", f"{prefix}.") if prefix else ""
     within = re.compile(rf"{re.escape(start)}(\d+)\.(.+)") if n_blocks else re.compile(r"(?!)")
     plain = {name: WRAPPED.sub("", name) for name in parameters}

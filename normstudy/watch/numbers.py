@@ -65,7 +65,7 @@ class Numbers(NamedTuple):
 
 
 class Groups:
-    """Store the group of each parameter. Index tensors are cached, because creating one waits for the device."""
+    """Store the group of each parameter. Index tensors are cached, because a new index tensor waits for the device."""
 
     def __init__(self, layout: Layout, model: nn.Module) -> None:
         params = list(model.named_parameters())
@@ -131,7 +131,7 @@ def _scalar(value: Number, device: torch.device) -> Tensor:
 
 
 def _modules(row: Row, groups: Groups) -> Tensor:
-    """Return (3, groups + 1): norms, a row per kind and a column per group; out[0, -1] is the clip factor."""
+    """Return (3, groups + 1): each group's norms of gradients, parameters and updates. [0, -1] is the clip factor."""
     out = torch.full((3, groups.n + 1), math.nan, dtype=torch.float32, device=groups.device)
     for k, found in enumerate((row.grads, row.params, row.updates)):
         if found:
@@ -173,7 +173,7 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
 
     On a CPU, torch adds the squares of a tensor one after another. For four million equal numbers, such as Adam's first
     updates, this norm is off by 0.3 %. So long tensors are split into rows, whose norms are combined in float64. Norms
-    outside ORDINARY are recomputed in float64. A GPU computes all norms in float64, because this check would wait.
+    outside ORDINARY are recomputed in float64. A GPU would have to wait for this check, so it uses float64 throughout.
     """
     tensors = [torch.view_as_real(x) if x.is_complex() else x.float() if x.itemsize == 1 else x for x in tensors]
     dtype = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32

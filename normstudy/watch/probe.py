@@ -1,7 +1,7 @@
 """Measure each step of a training loop with hooks, which change no bit of the training and never wait for the device.
 
-Gradients are read at the end of the last backward before a step: they are accumulated, reduced by DDP, and not yet
-clipped. As in every study, all values in a step's row refer to the parameters before the step's update.
+Gradients are read at the end of the last backward before a step, after accumulation and DDP's reduction, but before
+clipping. As in every study, all values in a step's row refer to the parameters before the step's update.
 """
 
 import functools
@@ -92,7 +92,7 @@ class Probe:
         self.stream.close()
 
     def failed(self, error: Exception) -> None:
-        """Print the error and disable the hooks. Removal waits for `detach`: torch may be iterating over them now."""
+        """Print the error and disable the hooks. `detach` removes them later: torch may be iterating over them now."""
         if not self.broken:
             self.broken = True
             print(printable(f"watch: stopped at step {self.step} by {type(error).__name__}: {error}"), file=sys.stderr)
@@ -135,7 +135,7 @@ class Probe:
         self._fresh, self._backwards = True, self._backwards + 1
         self._last, self._dirty = self._dirty, set()
         if self._last and all(self.params[i].grad is None for i in self._last):
-            raise RuntimeError("no gradient is left at the end of backward: call the optimizer after it, not inside it")
+            raise RuntimeError("all gradients were removed before backward ended: call the optimizer after backward")
         if not self._calls:  # if a step was running, it has raised an error
             self._running = 0
         unfinished = self._running > 0 or 0 < len(self._stepped) < len(self.optimizers)
@@ -150,7 +150,7 @@ class Probe:
         self.seconds += time.perf_counter() - began
 
     def _forget_what_was_skipped(self) -> None:
-        """If the scaler has skipped a step since the last backward, drop what was measured and logged for this step."""
+        """If the scaler has skipped a step since the last backward, drop that step's measurements and training loss."""
         scaled = getattr(self.scaler, "_per_optimizer_states", None)
         if scaled is self._scaled:
             return
@@ -268,7 +268,7 @@ class Probe:
     def _take_gradients(self, row: Row, optimizer: Optimizer, mine: Sequence[int], late: bool) -> None:
         """Move the norms of an optimizer's gradients into a row.
 
-        late: whether to also read gradients from the parameters if no backward has produced them since the last step.
+        late: whether to also read the gradients that no backward has produced since the last step.
         """
         kept = {i: self._norms.pop(i) for i in mine if i in self._norms}
         if not row.probed:
@@ -294,7 +294,7 @@ class Probe:
                 found.append(i)
             elif id(p) not in self._others:
                 if any(p is one for one in self.model.parameters()):
-                    raise RuntimeError("an optimizer has a parameter that is new in the model: start another watch")
+                    raise RuntimeError("a parameter was added to the model during the watch: start another watch")
                 self._others.add(id(p))
         return found
 

@@ -31,7 +31,7 @@ def folder_of(results_dir: str, study: str) -> Path:
     paths.check_study(results_dir, study)
     folder = Path(results_dir, study)
     if (folder / schema.SEALED).exists():
-        raise ConfigError(f"{folder} is sealed: choose another study")
+        raise ConfigError(f"{folder} is sealed, so it accepts no new runs: choose another study")
     if tables.kind_of(folder) is None:
         raise ConfigError(f"{folder} contains the runs of a sweep: choose another study for watched runs")
     return folder
@@ -63,7 +63,7 @@ def check_resumed(folder: Path, given: Mapping[str, Any], groups: Sequence[Place
     there = set(zip(first["layer"].fillna(-1), first["module"], strict=True))
     if there and there != {(-1 if layer is None else layer, module) for layer, module in groups}:
         raise ConfigError(
-            f"the model has {len(groups)} modules and the run's model had {len(there)}, with other names or layers: "
+            f"the model has {len(groups)} modules, but the run's model had {len(there)} with other names or layers: "
             f"resume {given['resume']} with the run's model, blocks and names"
         )
 
@@ -125,7 +125,7 @@ class Record:
         self._unsaved = True
 
     def write(self) -> None:
-        """Write the current window, replacing its earlier files, and the run's row."""
+        """Write the current window, over its earlier files, and then the run's row."""
         found = []
         for table, rows in self._window.items() if self._unsaved else ():
             content = pa.Table.from_pylist(rows, schema.SCHEMAS[table])

@@ -20,7 +20,7 @@ STREAMS: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary(
 
 
 class Hook:
-    """Call a function, but never raise into the training. An error ends the watch, after which hooks do nothing."""
+    """Call a function, but raise none of its errors. After the first error, all hooks of the watch do nothing."""
 
     def __init__(self, call: Callable[..., object], probe: Any) -> None:
         self.call, self.probe = call, probe
@@ -32,7 +32,7 @@ class Hook:
             self.probe.failed(error)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy or pickle a hook as a function of the standard library that does nothing: loading needs no normstudy."""
+        """Copy or pickle a hook as a standard-library function that does nothing. Loading it needs no normstudy."""
         return getattr, (contextlib.nullcontext(), "__exit__")
 
 
@@ -52,7 +52,7 @@ class Stream:
     """
 
     def __init__(self, n_blocks: int, device: torch.device, probe: Any) -> None:
-        """Start with empty sums. probe: `probe.begins` is called with a backward's graph task at each point."""
+        """Start with empty sums. At each point, a backward calls `probe.begins` with its graph task's number."""
         self.points = n_blocks + 1 if n_blocks else 0
         self.repeats = False  # whether blocks run again on their own output, so that a point has several inputs
         self._probe = probe
@@ -130,7 +130,7 @@ class Stream:
         """Measure a gradient in a compiled block. source: the stream at this point, or the stream's mean square."""
         if grad.is_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError("a CUDA graph runs no hooks when replayed: compile without mode='reduce-overhead'")
-        # Copy the mean square, because the graph may reuse its memory.
+        # Copy the mean square, because the compiled graph may reuse its memory.
         one = Pass(mean_square(source) if source.ndim else source.clone(), self._kept)
         if torch._C._autograd._get_current_graph_task_keep_graph():
             self._kept = torch._C._current_graph_task_id()
@@ -149,7 +149,7 @@ class Stream:
         self._settled = [x._version for x in self._squares]
 
     def end(self, task: int, counts: bool) -> None:
-        """Add what a backward found, and the backwards nested in it, which reentrant checkpointing starts."""
+        """Add what a backward and its nested backwards found. Reentrant checkpointing starts nested backwards."""
         self._seen.clear()
         if not counts or not self.points:  # it may be nested in a backward that counts
             return
@@ -176,7 +176,7 @@ class Stream:
             self._sums = torch.where(unless != 0, self._sums, 0.0)
 
     def take(self) -> Tensor | None:
-        """Return and reset the sums since the last step. They are None if no backward counted, or if blocks repeat."""
+        """Take the sums since the last step: None if no backward counted or if blocks ran on their own output."""
         sums = None if self.repeats else self._sums
         self.drop()
         self._found.clear()
@@ -199,7 +199,7 @@ def _mean_square(x: Tensor, key: int) -> Tensor:
 
 
 def _take_gradient(source: Tensor, key: int, point: int, grad: Tensor) -> Tensor:
-    """Pass a gradient to its stream. Return a copy, because a compiler removes an operator without a result."""
+    """Pass a gradient to its stream. Return a copy, because torch.compile removes operators that return nothing."""
     if stream := STREAMS.get(key):
         Hook(functools.partial(stream._compiled_gradient, point, source), stream._probe)(grad)
     return grad.clone()

@@ -59,8 +59,8 @@ class Watch:
         study: required. every, dense: norms are measured every `every` steps and in the first `dense` steps. blocks:
         path of the blocks, such as model.layers, if not found. names: parameter's name -> (layer or None,
         module). scaler: the GradScaler. config: values that `compare --by` and `--where` may name. seed: recorded; 0
-        if not given. resume: id of the run to continue. step: its next step, if not the one after the last recorded
-        step. unigram_entropy, bigram_entropy: of the text, in nats per token; an outcome needs both.
+        if not given. resume: id of the run to continue. step: the next step; by default, the one after the last
+        recorded. unigram_entropy, bigram_entropy: of the text, in nats per token; an outcome needs both.
 
         Raises ConfigError if an argument is not allowed or not supported.
         """

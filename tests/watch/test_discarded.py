@@ -277,7 +277,7 @@ def test_a_parameter_that_is_added_ends_the_watch(tmp_path: Path, capfd: pytest.
         model.late = nn.Linear(2, 2)
         optimizer.add_param_group({"params": list(model.late.parameters())})
         step(model, optimizer, batches(1)[0])
-    assert "an optimizer has a parameter that is new in the model" in capfd.readouterr().err
+    assert "a parameter was added to the model during the watch" in capfd.readouterr().err
     found = normstudy.load(tmp_path / "mine")
     assert found.steps["step"].tolist()[:2] == [0, 1]
     assert found.runs["status"].tolist() == ["failed"]

@@ -42,7 +42,7 @@ CIRCULAR["self"] = CIRCULAR
         ({"study": 7}, "study 7 is not text"),
         ({"results_dir": 7}, "results_dir 7 is not text"),
         ({"blocks": 3}, "blocks 3 is not text"),
-        ({"blocks": "layers.9"}, "names no modules of the model"),
+        ({"blocks": "layers.9"}, "no modules below it"),
         ({"names": 3}, "names 3 is not callable"),
         ({"names": lambda name: None}, "must return a layer (a number or None) and a module"),
         ({"names": lambda name: ("0", "mlp")}, "must return a layer"),
@@ -85,7 +85,7 @@ def test_models_and_optimizers_that_cannot_be_are_one_line(tmp_path: Path) -> No
         (model, "sgd", "optimizer is of type str"),
         (model, [], "the list of optimizers is empty"),
         (model, [adamw(model)] * 2, "the list of 2 optimizers has only 1 different"),
-        (model, [adamw(model), adamw(model)], "parameters are in two optimizers"),
+        (model, [adamw(model) for _ in range(3)], f"{len([*model.parameters()])} parameters are in two optimizers"),
         (model, Lookahead(adamw(model)), "Lookahead accepts no step hooks"),
         (lazy, torch.optim.SGD(lazy.parameters(), lr=0.1), "has parameters without a shape yet"),
     ):

@@ -406,7 +406,7 @@ def test_an_optimizer_inside_the_backward_is_one_line(tmp_path: Path, capfd: pyt
     with watched(model, outer, tmp_path):
         for batch in batches(3):
             loss_of(model, batch).backward()
-    assert capfd.readouterr().err.count("no gradient is left at the end of backward") == 1
+    assert capfd.readouterr().err.count("all gradients were removed before backward ended") == 1
     assert normstudy.load(tmp_path / "mine").steps.empty
 
 
@@ -645,7 +645,7 @@ def test_what_cannot_be_watched_is_one_line(tmp_path: Path) -> None:
     for call, words in (
         (lambda: watched(frozen, optimizer, tmp_path), "no parameters that are trained"),
         (lambda: watched(made(Recurrent), optimizer, tmp_path), "trains no parameter of Recurrent"),
-        (lambda: watched(model, optimizer, tmp_path, blocks="model.layers"), "names no modules of the model"),
+        (lambda: watched(model, optimizer, tmp_path, blocks="model.layers"), "no modules below it"),
         (lambda: watched(model, optimizer, tmp_path, every=0), "every 0 must be 1 or more"),
         (lambda: watched(model, optimizer, tmp_path, study="swept").start(), "contains the runs of a sweep"),
         (lambda: watched(model, optimizer, tmp_path, study="sealed").start(), "is sealed"),

@@ -70,7 +70,7 @@ def _check(config: RunConfig, vocab_size: int, device: str) -> None:
 
 
 def _check_block(spec: str, found: Callable[..., object], model: ModelConfig) -> None:
-    """Raise a ConfigError if a block's arguments break a rule, or if a class constructs a wrong module for layer 0."""
+    """Raise a ConfigError if a block's arguments break a rule, or if the module that a class constructs does."""
     cls = _module_class(spec, found)
     names = _check_names(spec, found, sources.BLOCK_ARGUMENTS)
     for sublayer in sources.SUBLAYERS:
@@ -82,7 +82,7 @@ def _check_block(spec: str, found: Callable[..., object], model: ModelConfig) ->
 
 
 def _check_norm(spec: str, found: Callable[..., object], model: ModelConfig) -> None:
-    """Raise a ConfigError if a norm's arguments break a rule, or if a class constructs a wrong module for d_model."""
+    """Raise a ConfigError if a norm's arguments break a rule, or if the module that a class constructs does."""
     cls = _module_class(spec, found)
     names = _check_names(spec, found, sources.NORM_ARGUMENTS) if cls is None else []
     if "eps" not in names and model.norm_eps != ModelConfig.norm_eps:
@@ -139,7 +139,7 @@ def _check_names(spec: str, found: Callable[..., object], known: tuple[str, ...]
 
 
 def _check_constructor(spec: str, make: Callable[[], nn.Module]) -> None:
-    """Construct a module twice with one seed and once with another. Raise a ConfigError if its tensors break a rule."""
+    """Construct a module twice with one seed and once with another. Raise a ConfigError if a tensor breaks a rule."""
     with blaming(spec, [spec]), _uninitialized_is_nan():
         first, again, other = (construct(make, seed) for seed in (0, 0, 1))
     for module in first.modules():

@@ -58,7 +58,7 @@ def broken(who: str, rule: str, what: str, do: str) -> ConfigError:
 
 @contextlib.contextmanager
 def blaming(who: str, specs: Sequence[str], how: str = "") -> Iterator[None]:
-    """Turn an error in the user's code `specs` into a ConfigError of one line. `how` ends this line."""
+    """Turn an error in the user's code `specs` into a one-line ConfigError. how: a note for the line's end."""
     try:
         yield
     except ConfigError:

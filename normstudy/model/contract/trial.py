@@ -37,8 +37,8 @@ class Subject(NamedTuple):
     """What is tested: the block of one layer, or a norm of one width, with the parameters of two runs.
 
     who: the name of the block or norm in error messages. specs: the user's own blocks and norms that a call executes.
-    params: a parameter's name in the module -> its values, (runs, *shape). streams: how many tensors a call returns.
-    parts: the arguments that must affect the result. widths: an input's shape without (runs, sequences, tokens).
+    params: parameter's name -> values, (runs, *shape). streams: number of tensors that a call returns. parts: the
+    arguments that must affect the result. widths: last axes of an input (runs, sequences, tokens, *widths).
     """
 
     who: str
@@ -54,7 +54,7 @@ class Subject(NamedTuple):
         return rules.broken(self.who, rule, what, do)
 
     def call(self, params: dict[str, Tensor], inputs: list[Tensor], how: str = "") -> list[Tensor]:
-        """Return the streams (runs, B, T, ...) of one call for all runs. Errors in the user's code end with `how`."""
+        """Return the streams (runs, B, T, ...) of one call for all runs. how: a note for errors in the user's code."""
 
         def of_one_run(params: dict[str, Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:
             return self._streams(_call(self.module, self.method, params, inputs), inputs[0])
@@ -98,7 +98,7 @@ def block(of: Block, layer: int, stacked: dict[str, Tensor], model: ModelConfig)
 
 
 def norms(transformer: Transformer, stacked: dict[str, Tensor], model: ModelConfig) -> list[Subject]:
-    """Collect what is needed to test the user's own norm, for each input shape that occurs in the model."""
+    """Return one Subject of the user's own norm for each input shape that occurs in the model."""
     spec, found = resolve(model).norm, {}
     for path, module in transformer.named_modules():
         name = path.rpartition(".")[2]
@@ -140,7 +140,7 @@ def generators() -> tuple[object, ...]:
 
 
 def check_calls(subject: Subject, inputs: list[Tensor]) -> list[Tensor]:
-    """Raise a ConfigError if calls on inputs (runs, sequences, tokens, ...) break a rule. Return the next inputs."""
+    """Raise a ConfigError if calls on inputs (runs, sequences, tokens, ...) break a rule. Return the new streams."""
     with torch.no_grad():
         out, called = _check_once(subject, inputs)
         _check_repeats(subject, inputs, out)
