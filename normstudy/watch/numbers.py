@@ -220,5 +220,4 @@ def _by_rows(x: Tensor) -> Tensor:
     rows = torch.linalg.vector_norm(flat[:end].view(-1, ROW), dim=1, dtype=dtype)
     if end < len(flat):
         rows = torch.cat([rows, torch.linalg.vector_norm(flat[end:], dtype=dtype)[None]])
-    norm: Tensor = torch.linalg.vector_norm(rows, dtype=torch.float64)
-    return norm
+    return torch.linalg.vector_norm(rows, dtype=torch.float64)  # type: ignore[no-any-return]
