@@ -54,7 +54,7 @@ def norm_axis(ax: Axes) -> None:
 
 
 def norm_ticks(axis: Axis) -> None:
-    """Set ticks that all versions of matplotlib draw alike. On an axis of less than 2 decades, label plain numbers."""
+    """Set ticks that look alike in all versions of matplotlib. On an axis of less than 2 decades, use TICKS."""
     low, high = axis.get_view_interval()
     if high < 100 * low:
         axis.set_major_locator(LogLocator(subs=next(subs for factor, subs in TICKS if high > factor * low)))

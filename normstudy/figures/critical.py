@@ -30,7 +30,7 @@ CURVES: dict[str, tuple[str, float, style.LineStyle, str]] = {  # of each edge: 
 
 
 def searched(study: Study) -> tuple[Study, Settings, XAxis]:
-    """Return the study with all varying fields as panel fields, its search, and the x axis (the depth if it varies)."""
+    """Return the study, its search and the x axis. All varying fields except the searched one become panel fields."""
     if (settings := study.search) is None:
         raise Lacks("the study has no search for critical values: start one with normstudy critical")
     cells = study.ended.assign(**{settings.of: 0})
@@ -39,9 +39,9 @@ def searched(study: Study) -> tuple[Study, Settings, XAxis]:
 
 
 def critical_table(runs: pd.DataFrame, x: XAxis, settings: Settings) -> pd.DataFrame:
-    """Return the rows of `edges` for each value of `x.column`, with its x position as `place`.
+    """Return the rows of `edges` for each value of `x.column`, with the x position in the column `place`.
 
-    If only a bound of an edge is known, the columns value, low and high contain this bound.
+    If an edge lies beyond the searched range, the columns value, low and high contain the nearest end of the range.
     """
     rows = []
     for value, cell in runs.groupby(x.column, dropna=False):
@@ -98,7 +98,7 @@ def _handles(axes: list[Axes]) -> list[Artist]:
 
 
 def critical_depth(study: Study, *, maps: bool = False) -> FigureBase:
-    """Draw critical values against depth. Colors, styles and panels show other fields. maps: also draw all runs."""
+    """Draw critical values against depth, or another field. maps: also draw a mark for each run."""
     cells, settings, x = searched(study)
     colored = study.ended["hue"].isin(study.look.colors) & study.ended["dash"].isin(study.look.dashes)
     look, runs = beside_x(x, study.look, study.ended[colored])
@@ -142,7 +142,7 @@ def critical_depth(study: Study, *, maps: bool = False) -> FigureBase:
 
 
 def draw_curve(ax: Axes, runs: pd.DataFrame, settings: Settings) -> None:
-    """Draw one cell: each edge's interval, the expected share of runs beyond each edge, and a mark for every run."""
+    """Draw a panel: each edge's 95 % interval, the expected share of runs beyond each edge, and a mark for each run."""
     axis, (_, pairs), runs = settings.axis, counted(runs, settings), runs[runs["outcome"] != CRASHED]
     curve = range(settings.ends[0], settings.ends[1] + 1)
     for edge, (color, lw, ls, label) in CURVES.items():
@@ -158,7 +158,7 @@ def draw_curve(ax: Axes, runs: pd.DataFrame, settings: Settings) -> None:
 
 
 def critical_curve(study: Study) -> FigureBase:
-    """Draw a panel for each cell. The x axis shows the searched key, the y axis outcomes and the expected failures."""
+    """For each cell, draw outcomes and the expected shares of runs that fail or do not learn, by the searched value."""
     cells, settings, _ = searched(study)
     panels, notes = cells.panels(study.ended, MAX_CELLS)
     shown = _finished(panels)

@@ -57,7 +57,7 @@ def validation_table(study: Study, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def training_table(study: Study, runs: pd.DataFrame, column: str = "train_loss") -> pd.DataFrame:
-    """Return all finite losses in one column of the table `steps`, with columns run_id, step, value, hue, dash."""
+    """Return the finite values of a column of the table `steps`, with columns run_id, step, value, hue, dash."""
     rows = series.of_runs(study.steps.rename(columns={column: "value"}), runs, ["hue", "dash"])
     found: pd.DataFrame = rows.loc[np.isfinite(rows["value"]), ["run_id", "step", "value", "hue", "dash"]]
     return found
@@ -158,7 +158,7 @@ def gradient_ratio(study: Study) -> FigureBase:
 
 
 def update_rms(study: Study) -> FigureBase:
-    """Draw the mean of update_rms over seeds against step. If all use Adam with one beta1, add `stationary_rms`."""
+    """Draw the mean update_rms over seeds against step. If all runs use Adam with equal beta1, add `stationary_rms`."""
     panels, notes = study.panels(study.runs)
     shown = pd.concat([panel.runs for panel in panels])
     rows = whole.read(study.folder, "steps", shown, ["run_id", "step", "lr", "update_norm"], text=False)
@@ -184,7 +184,7 @@ def update_rms(study: Study) -> FigureBase:
 
 
 def early_warning(table: pd.DataFrame, path: Path) -> None:
-    """Draw the AUC of each quantity against step into a PNG file, with a panel for each kind. table: from `measure`."""
+    """Draw each quantity's AUC against step to a PNG file, with a panel per kind of study. table: from `measure`."""
     rows = table[(table["placement"] == ALL) & table["step"].notna() & table["auc"].notna()]
     kinds = list(table["kind"].unique())
     with style.rc():

@@ -76,9 +76,9 @@ def plot_study(
 ) -> PlotResult:
     """Draw a study's figures, or those named in `only`, into `out`, by default the study's folder `figures`.
 
-    where: which runs to draw (see `select`). If `where` is given or `paper` is not the usual one, the default is a
-    subfolder of `figures`, so that the study's figures stay. Raises ConfigError if the folder is not a study,
-    if the study has no finished run, if a figure or the format is unknown, or if a file cannot be written.
+    where: which runs to draw (see `select`). If `where` or `paper` is given, the default folder is a subfolder of
+    `figures`, so that the study's other figures stay. Raises ConfigError if the folder is not a study, if the study
+    has no finished run, if a figure or the format is unknown, or if a file cannot be written.
     """
     one_of("format", fmt, style.FORMATS)
     for name in only or []:

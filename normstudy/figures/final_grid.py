@@ -35,7 +35,7 @@ class XAxis(NamedTuple):
 
 
 def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
-    """Choose the numeric column with the most values, preferably none that color or line style shows (`taken`)."""
+    """Choose the numeric column with the most values. taken: columns to avoid if possible."""
     preferred = ("peak_lr", "n_layers", "warmup_steps", "d_model")
     varying = [c for c in swept(runs) if c not in cfg.TEXT_COLUMNS]
     numeric = [c for c in varying if KINDS.get(c) in (int, float)]
@@ -56,8 +56,8 @@ def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
 def beside_x(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.DataFrame]:
     """Return `look` and `runs`, changed so that colors and line styles do not repeat the column of the x axis.
 
-    If line styles showed this column, all lines get one style. If colors showed this column and the study has a facet,
-    colors now show the field that line styles showed.
+    If line styles show this column, all lines get the same style. If colors show this column and the study has a
+    facet, colors instead show the field of the line styles.
     """
     if look.dash == x.column:
         return replace(look, dash=None, dashes={"": "-"}), runs.assign(dash="")

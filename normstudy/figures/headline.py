@@ -92,7 +92,7 @@ def _ranked(study: Study) -> FigureBase:
 
 
 def draw_span(ax: Axes, study: Study, order: ranking.Ranking) -> None:
-    """Average the ratio over seeds at each step. For each row and color, draw a line from the lowest to the highest."""
+    """Average the ratio over seeds at each step. Per row and color, draw a line from the lowest to the highest mean."""
     ax.axvline(1, color=style.GREY, lw=0.6, ls=(0, (1, 2)), zorder=1, gid="reference:equal")
     runs = order.runs.assign(hue=order.runs["row"], dash=order.runs["arm"])
     mean = series.seed_mean(curves.ratio_table(study.modules, runs), runs, log=True)

@@ -22,7 +22,7 @@ LONG, LINE = 34, 48  # characters that fit above a heat map: LONG in a row of th
 
 
 def needs_layers(study: Study) -> None:
-    """Raise Lacks if all runs have one layer, or if no run that `Study.at_headline` selects recorded the module."""
+    """Raise Lacks if all runs have one layer, or if no run of `Study.at_headline` recorded `paper.module`."""
     if int(study.runs["n_layers"].max()) < 2:
         raise Lacks("every run has n_layers=1, and two layers are needed")
     if not study.modules["run_id"].isin(study.at_headline()["run_id"]).any():
@@ -30,7 +30,7 @@ def needs_layers(study: Study) -> None:
 
 
 def draw_profile(ax: Axes, rows: pd.DataFrame, look: Look) -> None:
-    """For each arm, draw a line through the geometric means over seeds, and a band from lowest to highest seed."""
+    """For each arm, draw a line through the geometric means over seeds, and a band from lowest to highest value."""
     for hue, dash, arm in look.arms(series.geometric(rows, ["hue", "dash", "layer"])):
         color = look.colors[hue]
         if len(arm) > 1:

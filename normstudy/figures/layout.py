@@ -26,7 +26,7 @@ HANDLE = 6  # width of a legend handle, in characters
 def subplots(
     paper: Paper, n: int, *, columns: int | None = None, height: float = 2.0, share: float | None = None
 ) -> tuple[FigureBase, list[Axes]]:
-    """Make a figure of `n` panels with shared axes. By default, a row has 3 panels, or 4 low panels if n > FEW.
+    """Make a figure of `n` panels with shared axes. By default, a row has 3 panels, or 4 shorter panels if n > FEW.
 
     A narrow figure has fewer panels in a row. share: the figure's width divided by the paper's width, by default 0.62
     for one panel and 1 for more panels.

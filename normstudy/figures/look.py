@@ -51,9 +51,9 @@ def varies(runs: pd.DataFrame, column: str) -> bool:
 
 
 def swept(runs: pd.DataFrame) -> list[str]:
-    """Return the varying config columns that affect training, and `data_sha256` if equal settings had several texts.
+    """Return the varying config columns that affect training.
 
-    A panel must not mix losses on different texts or tokenizations, because such losses cannot be compared.
+    Add `data_sha256` if runs with equal text settings had different texts, because their losses cannot be compared.
     """
     found = [c for c in (*treatments(), *own_columns(runs)) if c in runs and varies(runs, c)]
     named = [c for c in cfg.TEXT_COLUMNS if c in found]
@@ -67,7 +67,7 @@ def text_fields(runs: pd.DataFrame) -> dict[str, int]:
 
 
 def short_names(runs: pd.DataFrame) -> dict[str, str]:
-    """Map user-defined placements and norms, `package.module:function`, to `function`. Omit equal short names."""
+    """Map user-defined placements and norms, `package.module:function`, to `function`, if this name is unique."""
     out: dict[str, str] = {}
     for column in ("placement", "norm"):
         found = [str(v) for v in values(runs, column)] if column in runs else []
@@ -132,7 +132,7 @@ class Look:
         return " per ".join([" and ".join(fields)] * bool(fields) + [self.facet])
 
     def filling(self, dash: str, color: str) -> str:
-        """Return the fill color of markers. Each further line style is paler. The last is transparent."""
+        """Return the fill color of the markers of a line style. Later line styles have paler fills."""
         share = list(self.dashes).index(dash) / max(1, len(self.dashes) - 1)
         return to_hex((color, 0.6 * (1 - share)), keep_alpha=True)
 
@@ -165,7 +165,7 @@ def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> L
 
 
 def colors_of(hue: str, names: Sequence[str]) -> dict[str, str]:
-    """Choose a color for each value of `hue`: fixed for a built-in name, darker for a deeper model, else unused."""
+    """Choose a color for each value of `hue`. Deeper models are darker. Built-in names have fixed colors."""
     if hue == "n_layers":
         return dict(zip(names, reversed(style.shades(len(names), style.ORDERED)), strict=True))
     fixed = style.PLACEMENT_COLORS if hue == "placement" else {}

@@ -47,7 +47,7 @@ class Paper:
         return f"{QUANTITIES[self.quantity]} of {self.module}"
 
     def new(self, height: float, share: float = 1.0) -> FigureBase:
-        """Return an empty figure. height: in inches. share: of the width; all of a width below TWO_COLUMNS is used."""
+        """Return an empty figure. height: in inches. share: fraction of the width; ignored if width < TWO_COLUMNS."""
         if self.into is not None:
             if isinstance(self.into, Figure) and self.into.get_layout_engine() is None:
                 self.into.set_layout_engine("constrained")

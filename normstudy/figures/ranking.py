@@ -199,7 +199,7 @@ def draw_references(ax: Axes, references: list[tuple[str, float]]) -> None:
 
 
 def loss_axis(axes: list[Axes], ranking: Ranking) -> float:
-    """Make the loss axes include all final losses and the uni- and bigram entropy. Return the x of diverged runs."""
+    """Fit the loss axes to all final losses and the uni- and bigram entropy. Return the x position of diverged runs."""
     references = [r for r in series.entropies(ranking.runs) if r[0] != "ln(vocab)"]
     diverged = ranking.runs["outcome"] == "diverged"
     ended = [float(v) for v in ranking.runs.loc[~diverged, "final_val_loss"]] + [v for _, v in references]

@@ -94,13 +94,13 @@ class Study:
     def _rows(self, table: str, numbers: list[str], module: str | None) -> pd.DataFrame:
         rows = whole.read(self.folder, table, self.runs, ["run_id", "step", "layer", *numbers], module, text=False)
         if rows["layer"].isna().any():
-            raise Lacks(f"the module {module} belongs to no layer")
+            raise Lacks(f"the module {module} is in no layer: choose another --module")
         return rows.astype({"layer": int, **dict.fromkeys(numbers, float)})
 
     def panels(
         self, runs: pd.DataFrame, limit: int = MAX_PANELS, skip: Iterable[str] = ()
     ) -> tuple[list[Panel], list[str]]:
-        """Split runs into at most `limit` panels, one for each combination of values of panel fields not in `skip`.
+        """Split runs by the values of the panel fields, except fields in `skip`, into at most `limit` panels.
 
         If the study has a facet, each value of the facet gets a panel, up to MAX_FACETS panels, and all other panel
         fields are fixed at one value. Returns the panels, and notes on fixed fields and on omitted panels.
@@ -151,13 +151,13 @@ def _combinations(
 
 
 def widest(runs: pd.DataFrame, column: str, field: str) -> list[Value]:
-    """Return the values of `column` whose runs have the most distinct values of `field`."""
+    """Count the values of `field` for each value of `column`. Return the values of `column` with the highest count."""
     count = {v: len(values(runs[has_value(runs, column, v)], field)) for v in values(runs, column)}
     return [v for v, n in count.items() if n == max(count.values())]
 
 
 def at_most_one(runs: pd.DataFrame, columns: Iterable[str], facet: str | None) -> pd.DataFrame:
-    """Choose one value of each column, and return the runs with the chosen values. Keep most values of `facet`."""
+    """Fix each column at a value with the most values of `facet`, if there is a facet. Return the runs that remain."""
     for column in columns:
         found = values(runs, column) if facet is None else widest(runs, column, facet)
         runs = runs[has_value(runs, column, chosen(found, column))]

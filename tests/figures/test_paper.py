@@ -156,7 +156,7 @@ def test_a_wish_that_cannot_be_met(words: tuple[str, ...], said: str, folder: Pa
 
 def test_a_module_without_layers_has_no_profile(folder: Path, tmp_path: Path) -> None:
     skipped = plot_study(folder, out=tmp_path, only=["gradient_profile"], paper=Paper(module="embed")).skipped
-    assert skipped == ["figure 'gradient_profile' not drawn: the module embed belongs to no layer"]
+    assert skipped == ["figure 'gradient_profile' not drawn: the module embed is in no layer: choose another --module"]
     skipped = plot_study(folder, out=tmp_path, only=["gradient_profile"], paper=Paper(module="scale")).skipped
     assert skipped == ["figure 'gradient_profile' not drawn: no run recorded the module scale"]
 
