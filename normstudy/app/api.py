@@ -26,7 +26,7 @@ PLAIN = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z][\w-]*", re.IGNORECASE
 
 @dataclass(frozen=True, repr=False)
 class Study:
-    """A study. Each call reads its files again. Methods have the options of normstudy's functions of the same names."""
+    """A study. Each call reads the study's files again. A method such as `plot` has the options of `normstudy.plot`."""
 
     folder: Path | str
 
@@ -44,7 +44,7 @@ class Study:
         return compare(self.folder, by, **options)
 
     def critical(self, where: Where = ()) -> pd.DataFrame:
-        """Return a row for each cell and edge of the study's search. Raises ConfigError if it has no search."""
+        """Return the table of critical values that `normstudy critical` prints. Raises ConfigError without a search."""
         from normstudy.search.answer import critical_values
 
         return critical_values(self.folder, where)[0]
@@ -129,7 +129,7 @@ def plot(
 def compare(
     study: Path | str, by: str, *, baseline: str | None = None, margin: float | None = None, where: Where = ()
 ) -> pd.DataFrame:
-    """Compare a study's runs by a column, as `normstudy compare` does: a row for each pair of cells."""
+    """Compare a study's runs that differ in the column `by`. Return the table that `normstudy compare` prints."""
     from normstudy.analysis.compare import compare_study
 
     return compare_study(study, by=by, baseline=baseline, margin=margin, where=where)
@@ -155,7 +155,7 @@ def words(keys: Mapping[str, object]) -> list[str]:
 
 
 def _whole(name: str) -> str:
-    """Return a key with its group: model.n_layers for n_layers. Hydra refuses an unknown key later."""
+    """Return a key with its group: model.n_layers for n_layers. Return an unknown key unchanged: Hydra refuses it."""
     from normstudy.config import leaves
 
     found = [name] if name in leaves() else [key for key in leaves() if key.rpartition(".")[2] == name]
@@ -198,7 +198,7 @@ def _train(
     overrides: Sequence[str] = (),
     flags: Sequence[str] = (),
 ) -> Study:
-    """Run a command with the words for `named` (without None) and `keys`, then `overrides`, then `flags`."""
+    """Run a command. Its words set the `named` keys that are not None, then `keys`; `overrides` and `flags` follow."""
     from normstudy.app import main
 
     if isinstance(overrides, str):

@@ -25,7 +25,7 @@ ConfigStore.instance().store(name="normstudy_schema", node=SCHEMA, provider="nor
 
 OUR_SWEEPER = "hydra_plugins.normstudy.NormstudySweeper"
 SHIPPED = ("hydra", "main", "schema")  # Hydra's names for the sources of config files that are not the user's
-# Where Hydra writes files: nowhere for one run; for other launchers and sweepers, in the study's folder sweeps/.
+# With these settings, Hydra itself writes no file for one run, and files of a sweep only into the folder sweeps/.
 FIXED = {"run.dir": ".", "output_subdir": None, "sweep.dir": "${results_dir}/${study}/sweeps", "sweep.subdir": "."}
 
 
@@ -41,7 +41,7 @@ def conf_dir() -> Path:
 def check_is_run(kind: type | None) -> None:
     """Raise a ConfigError if a composed configuration of this type lacks normstudy's schema."""
     if kind is not RunConfig:
-        raise ConfigError("this config describes no run: begin its defaults list with normstudy_schema or config")
+        raise ConfigError("this config lacks the schema: begin its defaults list with normstudy_schema or config")
 
 
 def to_run_config(cfg: DictConfig) -> RunConfig:
@@ -54,9 +54,9 @@ def to_run_config(cfg: DictConfig) -> RunConfig:
 
 @contextlib.contextmanager
 def checked(shows: bool, searches: bool) -> Iterator[list[Path]]:
-    """Check each configuration that Hydra composes. Yield a list, to which the folder of each study is added.
+    """Check each configuration that Hydra composes. Yield a list that collects the studies' folders.
 
-    Hydra's own sweeper writes a file into the study before the jobs are checked. Remove this file if a job is refused.
+    Hydra's own sweeper writes a file into the study before the jobs are checked. If a check fails, the file is removed.
     shows: whether the command only prints the configuration. searches: whether the command is normstudy critical.
     """
     folders, new = list[Path](), list[Path]()
@@ -71,7 +71,7 @@ def checked(shows: bool, searches: bool) -> Iterator[list[Path]]:
             files = loader.compute_defaults_list(config_name, overrides, run_mode).defaults
             check_names([str(file.config_path) for file in files], sources)
         if not isinstance(verbose := config.hydra.verbose, bool | str | ListConfig):
-            raise ConfigError(f"hydra.verbose {verbose} is not true, false or names of loggers: correct it")
+            raise ConfigError(f"hydra.verbose {verbose} is not valid: use true, false or names of loggers")
         if not shows:
             read_only = OmegaConf.is_readonly(config.hydra)
             with replaced(HydraConfig.instance(), "cfg", None):
@@ -87,7 +87,7 @@ def checked(shows: bool, searches: bool) -> Iterator[list[Path]]:
             )
         return config
 
-    # Skip get_mode: the command decides between one run and a sweep, and Hydra would compose once more to find out.
+    # Skip get_mode, which would compose once more to learn whether to run or to sweep: the command has decided this.
     with (
         replaced(ConfigLoaderImpl, "load_configuration", load_and_check),
         replaced(Hydra, "get_mode", lambda *_, **__: None),
@@ -105,7 +105,7 @@ def checked(shows: bool, searches: bool) -> Iterator[list[Path]]:
 
 
 def check_names(files: Iterable[str], sources: Iterable[ConfigSourceInfo]) -> None:
-    """Raise a ConfigError if a user's file has the name of a different shipped file, which Hydra reads instead."""
+    """Raise a ConfigError if a user's file has a shipped file's name but other contents: Hydra would not read it."""
     shipped = YamlSource("main", str(conf_dir()))
     for name in filter(shipped.is_config, files):
         ours = OmegaConf.to_yaml(shipped.load_config(name).config)

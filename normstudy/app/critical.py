@@ -1,4 +1,4 @@
-"""Run `normstudy critical`: each job of Hydra is a cell of the search; each round trains new values of the axis."""
+"""Run `normstudy critical`: for each job of Hydra, search the values of one key at which half of the runs fail."""
 
 from collections.abc import Callable, Sequence
 
@@ -23,7 +23,7 @@ Launch = Callable[[Sequence[Sequence[str]]], object]  # trains jobs, each a list
 def search(
     planner: Planner, cells: Sequence[Sequence[str]], launch: Launch | None, request: Request, *, dry_run: bool
 ) -> None:
-    """Search the critical values of all cells, each a list of overrides. launch: None means normstudy's launcher."""
+    """Search the critical values of all cells. A cell is a list of overrides. launch: None for normstudy's launcher."""
     configs = planner.plan(cells)
     axis = find(configs[0].search.of)
     group, _, name = axis.key.partition(".")

@@ -13,7 +13,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from normstudy.config import CONF_GROUPS, RunConfig, leaves
 from normstudy.errors import ConfigError, nearest
 
-# Names that other programs give to keys. `nearest` finds names with similar letters, such as warmup or heads.
+# Other programs' names for keys. Names with similar letters, such as warmup, are omitted: `nearest` finds them.
 OTHER_WORDS = {
     "lr": "schedule.peak_lr", "learning_rate": "schedule.peak_lr", "epochs": "schedule.n_steps",
     "depth": "model.n_layers", "width": "model.d_model", "hidden_size": "model.d_model", "batch": "data.batch_size",

@@ -34,7 +34,7 @@ def sweep(
     params: Mapping[str, str],
     arguments: list[str],
 ) -> Sequence[JobReturn]:
-    """Expand the axes into jobs and launch all in one call. Check the jobs of other launchers than ours first."""
+    """Expand the axes into jobs and launch all in one call. If the launcher is not normstudy's, check them first."""
     ours = type(launcher).__module__ == "hydra_plugins.normstudy"
     app = task if isinstance(task, main.Application) else None
     loader = context.config_loader
@@ -50,7 +50,7 @@ def sweep(
         return train(jobs)
     if app.detach and not ours:
         raise ConfigError(
-            "--detach needs Slurm jobs, which only normstudy's own launcher submits: add execution=slurm and leave "
+            "--detach works only with normstudy's launcher, which submits Slurm jobs: add execution=slurm and leave "
             "out hydra/launcher"
         )
     request = app.request(config.hydra.overrides.task)
@@ -111,7 +111,7 @@ def _raise_failure(one: JobReturn) -> None:
 def expand(
     params: Mapping[str, str], arguments: Iterable[str], loader: ConfigLoader, *, may_be_one: bool = False
 ) -> list[list[str]]:
-    """Combine the values of all keys into jobs, and return each job's overrides. may_be_one: whether to allow one."""
+    """Combine the values of all keys into jobs, and return each job's overrides. may_be_one: allow a single job."""
     parser = OverridesParser.create(config_loader=loader)
     with as_written():
         axes = parser.parse_overrides([f"{key}={values}" for key, values in params.items()])
@@ -125,8 +125,8 @@ def expand(
     for axis in axes:
         if isinstance(axis.value(), list):
             raise ConfigError(f"hydra.sweeper.params.{axis.input_line} is a list: use comma-separated text, as in 0,1")
-    # Typed values come last, so they replace the experiment's values of the same key. The dictionary
-    # model={n_layers:2} has the key `model`, as the choice model=tiny does, but must not replace the choice: keep both.
+    # Typed values come last, so they replace the experiment's values of the same key. But a dictionary
+    # such as model={n_layers:2} must not replace the choice model=tiny, which has the same key `model`: keep both.
     values = {(o.get_key_element(), _is_dict(o)): _values(o.get_key_element(), o) for o in (*axes, *typed)}
     n_runs = math.prod(map(len, values.values()))
     if n_runs > MAX_RUNS:
@@ -150,7 +150,7 @@ def _values(key: str, override: Override) -> list[str]:
     if isinstance(found := override.value(), RangeSweep):  # count first: to shuffle a range, Hydra lists all values
         try:
             if sum(1 for _ in itertools.islice(found.range(), MAX_RUNS + 1)) > MAX_RUNS:
-                raise ConfigError(f"{override.input_line} has more than {MAX_RUNS} values, the limit: use fewer values")
+                raise ConfigError(f"{override.input_line} exceeds the limit of {MAX_RUNS} values: use fewer values")
         except ArithmeticError:
             raise ConfigError(f"{override.input_line} is no range of numbers: write range(START,STOP,STEP)") from None
     out = [f"{key}={v}" for v in itertools.islice(override.sweep_string_iterator(), MAX_RUNS + 1)]

@@ -91,7 +91,7 @@ def complete(query: str) -> None:
 
 @dataclass(frozen=True)
 class Application:
-    """The function that Hydra calls to train one run. In a sweep, normstudy's launcher reads its fields instead."""
+    """The function that Hydra calls to train one run. normstudy's launcher only reads its fields."""
 
     command: str  # the command line, which is recorded with the results
     dry_run: bool = False
@@ -109,7 +109,7 @@ class Application:
         request = self.request(job.overrides.task)
         ignored = _ignored_axes(job.sweeper, request["overrides"]) if alone else ""
         try:
-            # hydra.job.chdir=true changes the working directory, but paths are relative to the user's.
+            # Paths are relative to the user's working directory. Return to it: hydra.job.chdir=true has left it.
             with chdir(job.runtime.cwd):
                 return as_float(self._train(cfg, request, ignored), job.sweeper)
         except Exception as error:
@@ -180,14 +180,14 @@ def _mark() -> str:
 
 @functools.cache
 def _end_with_launcher() -> None:
-    """Make this process end when its launcher is killed, if another launcher of Hydra started this process."""
+    """If another launcher of Hydra started this process, end this process when the process of `normstudy` has ended."""
     inherited = os.environ.get(MARK, "")  # a cluster may start its jobs with an empty environment
     if inherited != _mark() and inherited.startswith(f"{socket.gethostname()}:"):
         threading.Thread(target=_watch, args=(inherited,), daemon=True).start()
 
 
 def _watch(inherited: str) -> None:
-    """Wait until the launcher has ended. Then kill all processes that inherited its mark, and this process last."""
+    """Wait until the launching process has ended. Then kill all processes with the mark `inherited`, this one last."""
     launcher, word = inherited.rpartition(":")[2], f"{MARK}={inherited}".encode()
     with suppress(OSError):
         while Path(f"/proc/{launcher}/stat").read_text().rpartition(")")[2].split()[0] != "Z":

@@ -86,7 +86,7 @@ def check_overrides(command: str, words: list[str], shows: bool) -> None:
         if override.type is not OverrideType.CHANGE or override.package is not None:
             raise ConfigError(f"{line} adds, removes or moves a key, but normstudy's keys are fixed: write key=value")
         if key.partition(".")[0] == "search" and not shows and (command != "critical" or override.is_sweep_override()):
-            raise ConfigError(f"{line} is refused: set search keys only in normstudy critical, to one value each")
+            raise ConfigError(f"{line} is refused: use search keys only with normstudy critical, one value per key")
         if not override.is_sweep_override():
             if key in CONF_GROUPS and override.value() in (None, ""):
                 names = ", ".join(sorted(p.stem for p in (conf_dir() / key).glob("*.yaml")))

@@ -71,7 +71,7 @@ class Planner:
 
 
 class Composition:
-    """A composed configuration, on which each job's values are set. Consecutive RunConfigs share equal sections."""
+    """A composed configuration, on which each job's values are set. Consecutive RunConfigs share unchanged sections."""
 
     def __init__(self, config: DictConfig, values: Sequence[Override]) -> None:
         self.config = copy.deepcopy(config)

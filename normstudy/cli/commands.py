@@ -156,7 +156,7 @@ def sensitivity(argv: list[str]) -> None:
     found, alone = sensitivity_study(args.study, args.where)
     say(render(found, args.format))
     for cell in alone:  # not on standard output, where csv and json may be read by another program
-        print(f"left out, because it has only one learning rate: {printable(cell)}", file=sys.stderr)
+        print(f"{printable(cell)} is left out, because it has only one learning rate", file=sys.stderr)
 
 
 def export(argv: list[str]) -> None:

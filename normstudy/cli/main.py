@@ -33,8 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:  # if another program calls this function, leave its garbage collection as it is
         gc.set_threshold(100_000)  # with the default of 700, collecting takes a seventh of a short command's time
     _prepare_streams()
-    # A command started from a notebook inherits MPLBACKEND. Figures need no backend, and matplotlib could not be
-    # imported if that backend is not installed here. In the notebook's own process, keep the variable.
+    # Unset MPLBACKEND, which a command inherits from a notebook: if that backend is not installed, matplotlib cannot be
+    # imported. Figures need no backend. In the notebook's own process, keep the variable.
     backend = None if {"matplotlib", "IPython"} & sys.modules.keys() else os.environ.pop("MPLBACKEND", None)
     # Pause garbage collection, which takes an eighth of the drawing time and frees little memory.
     paused = words[:1] in (["plot"], ["compare"], ["report"], ["sensitivity"])
@@ -85,7 +85,7 @@ def _interrupt_again(others: Callable[..., None], ignored: sys.UnraisableHookArg
 def _show(
     shown: set[str], others: Callable[..., None], message: Warning, category: type[Warning], *where: object
 ) -> None:
-    """Print a warning about missing rows as one line, unless it is in `shown`. others: shows other warnings."""
+    """Print a warning about missing rows as one line, but no line twice. others: the function for other warnings."""
     if category is not MissingRows:
         others(message, category, *where)
     elif (line := short(str(message))) not in shown:
@@ -94,10 +94,10 @@ def _show(
 
 
 def _prepare_streams() -> None:
-    """Open closed standard streams, so that no file gets their descriptors. Escape what a terminal cannot show."""
+    """Connect closed standard streams to /dev/null, and escape characters that an output stream cannot encode."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if (stream := getattr(sys, name)) is None:
-            number = os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor: that of the closed stream
+            number = os.open(os.devnull, os.O_RDWR)  # takes the closed stream's descriptor, so that no file does
             os.set_inheritable(number, True)
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
         elif mode == "w" and isinstance(stream, io.TextIOWrapper):

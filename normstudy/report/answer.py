@@ -30,7 +30,7 @@ class Answer(NamedTuple):
 def answers(bundle: Bundle) -> list[Answer]:
     """Compare pairs of runs that differ in one column, for each varying column. Columns of FIRST come first.
 
-    The result is empty if a study is a search: the page then shows critical values, as a search's runs form no pairs.
+    If any study is a search, return no comparisons: its runs form no pairs, and the page shows critical values instead.
     """
     fields = [c for c in bundle.fields if c in pairs.comparable_columns() and not bundle.searched]
     fields.sort(key=lambda c: FIRST.index(c) if c in FIRST else len(FIRST))
@@ -57,7 +57,7 @@ def _summary(table: pd.DataFrame) -> str:
 
 
 def sentence(row: Mapping[Hashable, Any], table: pd.DataFrame, names: Mapping[str, str]) -> str:
-    """Describe one row of a comparison in a sentence: how runs of the baseline and of the arm ended, and verdicts."""
+    """Describe one row of a comparison in a sentence: how the runs of both arms ended, and the verdicts."""
     by = str(row["by"])
     cells = {str(c): row[c] for c in table.columns if c not in pairs.RESULTS}
     place = grid.title({c: native(c, v) for c, v in cells.items()}, names)

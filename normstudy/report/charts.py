@@ -43,7 +43,7 @@ def compiled() -> Compiled:
 
 
 def _silent(part: dict[str, Any]) -> dict[str, Any]:
-    """Hide a chart's parts, which have no names, from screen readers. The page's text describes the chart."""
+    """Hide a chart's marks, axes and legends from screen readers. The page's text describes the chart instead."""
     for kind in ("marks", "axes", "legends"):
         part[kind] = [_silent({**one, "aria": False}) for one in part.get(kind, [])]
     return {key: value for key, value in part.items() if value != []}

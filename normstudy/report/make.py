@@ -63,7 +63,7 @@ class Report:
 def report(folders: Sequence[Path | str], where: Where = ()) -> Report:
     """Make the page of one study or more. where: which runs the page shows (see `select`).
 
-    Raises ConfigError if `read.read` does, or if a library of the extra `report` is not installed.
+    Raises ConfigError for a wrong or repeated folder, if no run is found, or if the extra `report` is not installed.
     """
     if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
         raise ConfigError(f"a report needs {', '.join(missing)}: pip install 'normstudy[report]'")
@@ -90,7 +90,7 @@ def _compile(pipe: Connection) -> None:
 
 
 def _compiled(child: Child | None) -> "Compiled":
-    """Return the charts of an earlier page or of the child process, or compile them. All pages have equal charts."""
+    """Return the charts, which are the same for all pages. The child compiles them, or else this process."""
     with contextlib.suppress(EOFError, OSError):
         if child is not None:
             _known.append(child.pipe.recv())

@@ -35,7 +35,7 @@ class Numbers(NamedTuple):
     """What page.js reads.
 
     grids: lists of steps. layouts: lists of (module, layer or None). runs: a run's key -> the run's texts from `pack`,
-    and indices into `grids` and `layouts`. probes: the most probed steps that a run shows, or None for all steps.
+    and indices into `grids` and `layouts`. probes: the maximum number of probed steps per run, or None for all.
     """
 
     grids: list[tuple[int, ...]]
@@ -74,7 +74,7 @@ def collect(bundle: Bundle) -> Numbers:
 
 
 def _losses(rows: pd.DataFrame, final: np.ndarray[Any, Any], grids: Known) -> dict[str, Any]:
-    """Pack a run's trailing means of training losses, and its validation losses. final: n_steps, final_val_loss."""
+    """Pack a run's smoothed training losses and its validation losses. final: the run's n_steps and final_val_loss."""
     out: dict[str, Any] = {}
     good = rows[np.isfinite(rows["train_loss"])]
     if len(good):

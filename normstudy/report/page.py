@@ -37,7 +37,7 @@ VERSIONS = ("torch", "python", "cpu_capability", "device", "numerics", "git_comm
 
 
 def render(bundle: Bundle, where: Where, compiled: Callable[[], "Compiled"]) -> str:
-    """Return the page as HTML text. compiled: returns the charts. It is called last, because it may wait."""
+    """Return the page as HTML text. compiled: a function that returns the charts. Call it last: it may wait."""
     numbers = collect(bundle)
     data = _data(bundle, numbers)
     pictures = _pictures(bundle, where)
@@ -62,13 +62,13 @@ def render(bundle: Bundle, where: Where, compiled: Callable[[], "Compiled"]) -> 
 
 
 def _json(value: object) -> Markup:
-    """Return JSON text in which an HTML parser finds no markup."""
+    """Return JSON text, with &, < and > escaped so that HTML can contain it."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e"))
 
 
 def _data(bundle: Bundle, numbers: Numbers) -> dict[str, Any]:
-    """Return what page.js reads: cells, runs, grids of steps, modules, and quantiles for the intervals of pairs."""
+    """Return what page.js reads: cells, runs, grids of steps, modules, and t quantiles for confidence intervals."""
     runs = []
     for row in bundle.runs.to_dict("records"):
         loss = row["final_val_loss"]
@@ -94,7 +94,7 @@ def _data(bundle: Bundle, numbers: Numbers) -> dict[str, Any]:
 
 
 def _map(bundle: Bundle) -> dict[str, Any]:
-    """Return the map of outcomes: column heads, and rows of cells. Text values and depth are equal within a row."""
+    """Return the map of outcomes: column heads, and rows of cells. Only text values and depth differ between rows."""
     down = [c for c in bundle.fields if KINDS.get(c) is str or c == "n_layers"]
     across = [c for c in bundle.fields if c not in down]
     if not across and len(down) > 1:

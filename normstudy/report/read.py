@@ -100,7 +100,7 @@ def read(folders: Sequence[Path], where: Where = ()) -> Bundle:
 
 
 def _distinct(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
-    """Of runs of several studies with equal losses, keep the first study's. The column `also` lists later studies."""
+    """If runs of several studies have equal losses, keep the first study's runs. `also` lists the later studies."""
     done = set(runs.loc[(runs["status"] == "done") & (runs["source"] != WATCH), "key"])
     parts = steps[steps["key"].isin(done)].groupby("key")[["train_loss", "val_loss"]]
     losses = {key: hashlib.sha256(rows.to_numpy().tobytes()).hexdigest() for key, rows in parts}
@@ -129,13 +129,13 @@ def _source(folder: Path, lacks: tuple[str, ...], where: Where) -> Source:
     found = re.search(r"^\*\*Question\.\*\* (.+?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
     question = printable(" ".join(found[1].split())) if found else ""
     settings = kept.read(folder)
-    # Critical values depend on all runs of this study, also on runs that the page shows only in an earlier study.
+    # Read all runs of this study again: critical values also need runs that the page lists under an earlier study.
     critical = "" if settings is None else answer.render(*answer.critical_values(folder, where))
     return Source(name, folder, question, _commands(folder, text), settings, critical, lacks)
 
 
 def _commands(folder: Path, text: str) -> tuple[str, ...]:
-    """Return recorded commands of a study's sweeps. Without records, return the command in `text`, the study's page."""
+    """Return the recorded commands of a study's sweeps. If there are none, return the command that `text` states."""
     recorded = []
     for path in records.paths_of(folder):
         try:

@@ -136,7 +136,7 @@ def test_the_command_prints_each_format_and_names_a_cell_with_one_rate(
     for form in ("table", "markdown", "csv", "json"):
         assert cli.main(["sensitivity", str(study), "--format", form]) == 0
         out, err = capfd.readouterr()
-        assert err == "left out, because it has only one learning rate: placement=post\n"
+        assert err == "placement=post is left out, because it has only one learning rate\n"
         if form == "json":
             assert [row["placement"] for row in json.loads(out)] == ["peri", "pre"]
             assert json.loads(out)[0]["best_lr"] is None

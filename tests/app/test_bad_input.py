@@ -156,7 +156,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("run --config-dir F experiment=no_hydra", ["a value of hydra", "correct it"]),
     ("run --config-dir F experiment=no_time", ["!!timestamp", "correct it"]),
     ('sweep hydra.sweeper.params={seed:"0,1"}', ["hydra.sweeper.params cannot be read", "correct it"]),
-    ("run hydra.verbose=5", ["hydra.verbose 5 is not true, false or names"]),
+    ("run hydra.verbose=5", ["hydra.verbose 5 is not valid: use true, false or names"]),
     # + ++ ~ on our keys
     ("run +foo=1", ["+foo=1", "key=value"]),
     ("run +seed=1", ["+seed=1", "key=value"]),
