@@ -87,7 +87,7 @@ def test_the_same_search_trains_nothing_and_is_refused_with_other_settings(
     before = {path: path.read_bytes() for path in study.rglob("*.*")}
     assert critical(*CELLS) == 0
     out = capsys.readouterr().out
-    assert "of which this command trained 0; a grid" in out
+    assert "of which this command trained 0; for the same expected error (" in out
     assert re.search(r"^post +\S+ \[.*\n^pre +", out, re.M)
     for words, what in (
         (["search.low=1e-4"], "search.low 0.0001 differs from 0.001, with which results/s was searched: use the same"),
