@@ -75,7 +75,7 @@ def heads(comparison: pd.DataFrame) -> tuple[list[str], list[str]]:
 
 
 def values_as_text(found: pd.DataFrame, fmt: str) -> str:
-    """Format a table as csv or json. `native` converts the table's values to plain Python values."""
+    """Format a table as csv or json."""
     values = pd.DataFrame({c: pd.Series([native(c, v) for v in found[c]], dtype=object) for c in found.columns})
     if fmt == "json":
         return json.dumps(values.to_dict("records"), indent=1, allow_nan=False)
@@ -133,7 +133,7 @@ def p_text(value: float) -> str:
 
 
 def table_lines(cells: list[str], header: list[str], parts: list[Row], fmt: str) -> list[str]:
-    """Return a table's lines. A text table shows the values of the columns `cells` only in the first row of a cell."""
+    """Return a table's lines. A text table shows the values of the columns `cells` only where they change."""
     header = [*cells, *header]
     numeric = {c for c in header if KINDS.get(c) in (int, float)} | NUMBERS
     right = {i for i, name in enumerate(header) if name in numeric}
@@ -159,7 +159,7 @@ def table_lines(cells: list[str], header: list[str], parts: list[Row], fmt: str)
 
 
 def _text_table(header: list[str], rows: list[list[str]], right: set[int]) -> list[str]:
-    """Return a table's lines. A column's name that is wider than its cells is wrapped at spaces and underscores."""
+    """Return a table's lines. Wrap a column's name at spaces and underscores if no value is as wide."""
     titles = []
     for name, cells in zip(header, zip(*rows, strict=True), strict=True):
         width = max(len(line) for cell in cells for line in cell.split("\n"))

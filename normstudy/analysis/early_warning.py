@@ -33,7 +33,7 @@ Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 
 def observations(study_dir: Path) -> pd.DataFrame:
-    """Return one row for each probed step of each finished run that has an outcome and two layers or more.
+    """Return one row for each probed step of each finished run that has two or more layers and a known outcome.
 
     losses: hash of the run's training losses. cell: placement and n_layers. gradient_ratio: grad_norm of `mlp_out` in
     the first layer, divided by grad_norm of `mlp_out` in the last layer. update_rms: see `load.update_rms`.
@@ -58,9 +58,9 @@ def observations(study_dir: Path) -> pd.DataFrame:
 
 
 def distinct(rows: pd.DataFrame) -> pd.DataFrame:
-    """Drop rows with a quantity that is not finite. Of runs with equal training losses, keep one row for each step.
+    """Drop rows in which a quantity is not finite. If runs have equal training losses, keep one row for each step.
 
-    Copies of a run may be probed at different steps. The union of these steps is kept. The order of `rows` is ignored.
+    Runs with equal losses are copies. Every step at which some copy was probed is kept. The order of `rows` is ignored.
     """
     rows = rows.loc[np.isfinite(rows[[*QUANTITIES]].to_numpy()).all(axis=1)]
     rows = rows.sort_values(["cell", "seed", "losses", "step", "study", "run_id"])
@@ -68,7 +68,7 @@ def distinct(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_step(rows: pd.DataFrame, step: int | None) -> pd.DataFrame:
-    """Return the rows at `step` of runs whose warmup is over. None: of each run's first such step from FIRST on."""
+    """Return the rows at `step`; if None, at each run's first step from FIRST on. Steps during warmup are left out."""
     rows = rows[rows["step"] >= rows["warmup_steps"]]
     if step is None:
         rows = rows[rows["step"] >= FIRST]
@@ -82,7 +82,7 @@ def suspicion(rows: pd.DataFrame, quantity: str) -> Floats:
 
 
 def auc(stuck: Bools, score: Floats, weights: Floats) -> Floats:
-    """Return the AUC: the share of pairs (a stuck run, any other) in which the stuck run's score is larger.
+    """Return the AUC: the share of pairs (stuck run, run that is not stuck) with the larger score for the stuck run.
 
     The AUC is the area under the ROC curve (Hanley and McNeil, 1982). A tie counts half. stuck, score: (runs,).
     weights: (k, runs), how often each run counts. Returns (k,), NaN where there is no pair.
@@ -107,7 +107,7 @@ def auc_interval(stuck: Bools, score: Floats, cells: Sequence[str]) -> tuple[flo
 
 
 def threshold(stuck: Bools, score: Floats) -> float:
-    """Return the score from which runs are flagged. It maximizes (flagged share of stuck runs) - (that of others)."""
+    """Return the score from which runs are flagged. It maximizes (true positive rate) - (false positive rate)."""
     if stuck.all() or not stuck.any():
         return math.inf
     levels = np.unique(score)
@@ -118,7 +118,7 @@ def threshold(stuck: Bools, score: Floats) -> float:
 
 
 def flagged(rows: pd.DataFrame, score: Floats) -> Bools:
-    """Return which runs are flagged. A run's threshold is learned from runs of other cells with other seeds."""
+    """Return which runs are flagged. A run's threshold is learned from runs with another seed and another cell."""
     found = np.zeros(len(rows), bool)
     stuck, seed, cell = rows["stuck"].to_numpy(bool), rows["seed"].to_numpy(), rows["cell"].to_numpy()
     for a_cell, a_seed in set(zip(cell, seed, strict=True)):
@@ -128,7 +128,7 @@ def flagged(rows: pd.DataFrame, score: Floats) -> Bools:
 
 
 def measure(studies: Mapping[str, Sequence[Path]]) -> pd.DataFrame:
-    """Measure the quantities on each kind of studies. results/README.md defines the columns of the returned table."""
+    """Measure how well each quantity predicts stuck runs. results/README.md defines the returned columns."""
     found: list[dict[str, object]] = []
     for kind, folders in studies.items():
         every = distinct(pd.concat([observations(folder) for folder in folders]))
@@ -154,14 +154,14 @@ def _rows(rows: pd.DataFrame, quantity: str) -> Iterator[dict[str, object]]:
 
 
 def rule_of(table: pd.DataFrame) -> dict[str, float]:
-    """Return the fields of `likely_stuck.Rule`, for `normstudy status`. The counts are of held-out runs."""
+    """Return the fields of `likely_stuck.Rule`. Each counted run was judged by a threshold learned from other runs."""
     where = 'kind == "grids" and step.isna() and quantity == "gradient_ratio" and placement == @ALL'
     (r,) = table.query(where).to_dict("records")
     return {"step": FIRST, "threshold": r["threshold"], "looked": r["caught"] + r["false"], "stuck": r["caught"]}
 
 
 def markdown(table: pd.DataFrame, missed: bool) -> str:
-    """Format the table of all quantities. If `missed`, format the table of the gradient ratio by placement."""
+    """Format `table` as Markdown: all quantities, or, if `missed`, only the gradient ratio, for each placement."""
     one, by, rows = table["placement"] != ALL, "placement" if missed else "quantity", list[list[str]]()
     for r in table[one & (table["quantity"] == "gradient_ratio") if missed else ~one].to_dict("records"):
         step = f"first from {FIRST}" if pd.isna(r["step"]) else str(r["step"])

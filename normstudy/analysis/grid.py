@@ -26,7 +26,7 @@ def typed_number(value: float) -> str:
 
 
 def three_digits(value: float, thousands: str = "") -> str:
-    """Format a number with three digits: 0.0213. From 1000 on format an integer: 1530, or 1,530 by `thousands`."""
+    """Format a number with three digits, or from 1000 on as an integer: 0.0213, 1530. thousands: "," for 1,530."""
     return f"{value:{thousands}.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 

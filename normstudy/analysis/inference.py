@@ -85,7 +85,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def reachable(p: Sequence[float], best: float) -> bool:
-    """Return whether a test of the family `p` could be significant if its p were `best`, its smallest possible p."""
+    """Return whether a test of the family `p` could be significant. best: the smallest p that the test can have."""
     made = sorted(value for value in p if not math.isnan(value))
     before = bisect.bisect_left(made, best)  # number of tests that Holm's method makes first
     return all((len(made) - rank) * value <= ALPHA for rank, value in enumerate([*made[:before], best]))

@@ -1,6 +1,6 @@
-"""Count the running runs that look stuck by their gradients on disk. docs/early_warning.md explains the rule.
+"""Count the running runs that look stuck, judged by their stored gradients. docs/early_warning.md explains the rule.
 
-A run's first rows reach the disk when the first window of steps is full (`schema.window_size`).
+A run's first rows are stored when the run has trained its first `schema.window_size` steps.
 """
 
 import functools
@@ -48,14 +48,14 @@ def step_of(run: whole.Expected, warmup_steps: int) -> int | None:
 
 
 class LikelyStuck:
-    """Count a study's runs that look stuck. Read one file of each run, as soon as it contains the judged step."""
+    """Count a study's runs that look stuck. Judge each run as soon as its step to judge (`step_of`) is on disk."""
 
     def __init__(self, study_dir: Path) -> None:
         self._folder = study_dir / "tables" / "modules"
         self._looks: dict[str, bool] = {}  # run_id -> whether the run looks stuck
 
     def count(self, runs: Iterable[tuple[Any, ...]]) -> int:
-        """Return how many runs look stuck. A run without rows on disk does not count. runs: COLUMNS of each run."""
+        """Return how many runs look stuck. Runs without stored rows do not count. runs: values of COLUMNS per run."""
         return sum(self._looks_stuck(whole.Expected(*values), warmup_steps) for *values, warmup_steps in runs)
 
     def _looks_stuck(self, run: whole.Expected, warmup_steps: int) -> bool:

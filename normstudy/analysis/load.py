@@ -29,11 +29,11 @@ class Tables(NamedTuple):
 def load(study_dir: Path | str, *, join: bool = False, where: Where = ()) -> Tables:
     """Read a study, even while a sweep is writing it. Raises ConfigError for a folder that is not a study.
 
-    If rows of a run are missing in a table, all rows of the run in this table are left out, and a warning (MissingRows)
-    names the run. Derived columns are added. `runs` gets gap_closed, bits_per_byte (of the final validation loss) and
-    outcome (null for a run that is not done or is UNJUDGED). `steps` gets update_rms, and `modules` gets update_ratio.
-    join: whether to add these columns of `runs` to the other tables: outcome, ALWAYS_JOINED, and every config column
-    that varies in the study. where: which runs to read, as on the command line: "n_layers=2,4,peak_lr>=1e-3".
+    If a table lacks some rows of a run, the run is left out of this table, and a warning (MissingRows) names the run.
+    `runs` gets the derived columns gap_closed, bits_per_byte (of the final validation loss) and outcome (null if the
+    run is not done or its outcome is UNJUDGED). `steps` gets update_rms, and `modules` gets update_ratio. join: whether
+    the other tables also get some columns of `runs`: outcome, ALWAYS_JOINED, and every config column that varies in
+    the study. where: which runs to read, as on the command line: "n_layers=2,4,peak_lr>=1e-3".
     """
     # Read `runs` first, because a sweep marks a run as done after it has saved the run's rows in the other tables.
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)

@@ -30,7 +30,7 @@ RESULTS = (
 
 
 def cell_columns(by: str) -> list[str]:
-    """Return the columns that both runs of a pair share, besides seeds: the text, and all `treatments` but `by`."""
+    """Return the columns in which the runs of a cell are equal: data_sha256 and all `treatments` except `by`."""
     return [c for c in (*treatments(), "data_sha256") if c != by]
 
 
@@ -51,8 +51,8 @@ def compare_pairs(
 
     Runs with equal values in the `cell_columns` form a cell. The returned table has a column for each of the
     `cell_columns` that varies, and then the columns RESULTS (see results/README.md). `default_baseline`
-    chooses the baseline if none is given. Each seed counts once, even if its runs were repeated with other probes.
-    A pair is a finished run of the arm and a finished run of the baseline, with equal cells, seeds and eval_windows.
+    chooses the baseline if none is given. Each seed counts once, even if it was trained again with other probes.
+    A pair is a finished run of the arm and a finished run of the baseline with the same cell, seeds and eval_windows.
     margin: largest difference in nats that counts as equivalent, or None for no test of equivalence.
 
     Raises ConfigError if `by` is not a comparable column or does not vary, if runs on the same text do not differ in
@@ -66,8 +66,8 @@ def compare_pairs(
         raise ConfigError(f"--by {by} does not vary: every run has {values_text(values)}; choose a column that varies")
     if runs.groupby("data_sha256")[by].nunique(dropna=False).max() < 2:
         raise ConfigError(
-            f"--by {by} would compare losses on different texts, which have no common scale: choose a column "
-            "that varies among runs on the same text"
+            f"--by {by} compares only runs on different texts, whose losses cannot be compared: choose a column that "
+            "varies among runs on the same text"
         )
     base = default_baseline(values) if baseline is None else _chosen(runs, by, baseline, values)
     runs = runs.assign(outcome=runs["run_id"].map(outcomes(runs, steps)))
@@ -101,7 +101,7 @@ def varying(runs: pd.DataFrame, columns: list[str]) -> list[str]:
 
 
 def cells_of(runs: pd.DataFrame, cells: list[str]) -> Iterator[tuple[dict[str, Value], pd.DataFrame]]:
-    """Yield the values of the columns `cells` and the runs, for each cell."""
+    """For each cell, yield the cell's values in the columns `cells`, and the cell's runs."""
     for _, part in runs.groupby(cells, dropna=False) if cells else [((), runs)] * (len(runs) > 0):
         yield {c: native(c, part[c].iloc[0]) for c in cells}, part
 
@@ -157,7 +157,7 @@ def _compare(arm: list[_Run], base: list[_Run], margin: float | None) -> dict[st
 
 
 def _share(runs: list[_Run], by_seeds: dict[Seeds, list[_Run]]) -> dict[str, Any]:
-    """Return the columns about an arm's outcomes and about the arm's share of failed runs."""
+    """Return the columns on outcomes and on the share of failed runs, for an arm or for the baseline."""
     found = [same[0].outcome for same in by_seeds.values()]
     failed, known = failed_of(found)
     low, high = inference.share_interval(failed, known)
@@ -183,7 +183,7 @@ def _judge(rows: list[dict[str, Any]]) -> None:
 
 
 def _share_verdict(row: dict[str, Any], reachable: bool) -> str:
-    """Return a verdict on the shares of failed runs. reachable: whether any outcome could be significant."""
+    """Return a verdict on the shares of failed runs. reachable: whether any shares could be significant."""
     if math.isnan(row["failed_p"]):
         none = "all failed" if row["failed"] else "none failed"
         return none if row["runs"] and row["baseline_runs"] else "no runs"

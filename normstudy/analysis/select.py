@@ -125,7 +125,7 @@ def _holds(cells: list[Value], sign: str, value: Value) -> list[bool]:
 
 
 def _beside(cell: Value, value: Value) -> Value:
-    """Convert text to the type of a cell, because watched runs may mix types. Return None if this is impossible."""
+    """Convert text to the cell's type, because a column of watched runs may mix types. Return None if impossible."""
     if not isinstance(value, str) or isinstance(cell, str | None):
         return value
     if isinstance(cell, bool):
@@ -154,7 +154,7 @@ def select(runs: pd.DataFrame, where: Where | None) -> pd.DataFrame:
             keep |= found
         runs = runs[~keep if sign == "!=" else keep]
         if runs.empty:
-            raise ConfigError(f"--where {column}!={','.join(texts)} selects no run: no other value is left")
+            raise ConfigError(f"--where {column}!={','.join(texts)} selects no run: no other {column} is left")
     return runs
 
 
@@ -162,9 +162,9 @@ SOURCES = {"placement": "placement_sha256", "norm": "norm_sha256", "resolved_nor
 
 
 def tell_sources_apart(runs: pd.DataFrame) -> pd.DataFrame:
-    """Add the `own_columns`. If the code of a block or norm changed, append a hash of the code to its name.
+    """Add the `own_columns`. If a block's or norm's code changed between runs, append a hash of the code to the name.
 
-    Example: my_block:f@1a2b3c4d. Without the hash, runs before and after a change to a block would be mixed.
+    Example: my_block:f@1a2b3c4d. Without the hash, runs before and after the change would be mixed.
     """
     named = {}
     for column, sha256 in SOURCES.items():
@@ -176,7 +176,7 @@ def tell_sources_apart(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def own_columns(runs: pd.DataFrame) -> list[str]:
-    """Return the columns that `tell_sources_apart` adds for the option `config` of watched runs."""
+    """Return the columns that `tell_sources_apart` makes from the `config` given for watched runs, one per key."""
     return [name for name in _own_values(runs) if name in runs]
 
 

@@ -30,12 +30,12 @@ HEAD = (
 
 
 def sensitivity_study(study_dir: Path | str, where: Where = ()) -> tuple[pd.DataFrame, list[str]]:
-    """Return a table with a row for each cell that has two learning rates, and the names of the other cells.
+    """Return a table with a row for each cell that has several learning rates, and descriptions of the other cells.
 
-    A cell consists of runs that differ only in peak_lr, seeds, probes and evaluations. The learning rates of a cell's
-    finished and crashed runs are the cell's grid. results/README.md describes the columns. where: see `select`. If a
-    run's rows are missing, a warning names the run, and the run counts as missing. Raises ConfigError like `select`,
-    and if the folder is not a study or no cell has two rates.
+    A cell consists of runs that differ only in peak_lr, seeds, probes and evaluations. Its grid consists of the
+    learning rates of its finished and crashed runs. results/README.md describes the columns. where: see `select`. If
+    rows of a run are missing, a warning names the run, and its loss counts as unknown. Raises ConfigError like
+    `select`, and if the folder is not a study or no cell has two rates.
     """
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
     runs = runs[runs["status"].isin(["done", "failed"])]
@@ -54,14 +54,14 @@ def sensitivity_study(study_dir: Path | str, where: Where = ()) -> tuple[pd.Data
         else:
             alone.append(", ".join(f"{c}={cell_text(c, value)}" for c, value in place.items()))
     if not rows:
-        raise ConfigError(f"no cell of {study_dir} has two values of peak_lr: select or train runs with two values")
+        raise ConfigError(f"no runs of {study_dir} differ in peak_lr alone (seeds aside): use two learning rates")
     return pd.DataFrame(rows, columns=[*cells, *RESULTS]), alone
 
 
 def _of_cell(part: pd.DataFrame) -> dict[str, Any]:
-    """Return a cell's columns RESULTS. part: the cell's runs, with the columns loss (inf: not known) and learns."""
+    """Return the values of RESULTS for a cell. part: the cell's runs. Its column loss is inf if the loss is unknown."""
     table = part.pivot_table("loss", [*PAIRED, "eval_windows"], "peak_lr", aggfunc="min")
-    # If a seed has several complete rows, keep the row with most windows.
+    # Keep rows with a loss at every rate. If a seed has several such rows, keep that with most validation windows.
     complete = table[np.isfinite(table).all(axis=1)].groupby(level=PAIRED).last()
     losses, rates = complete.to_numpy(np.float64), [float(rate) for rate in table.columns]
     mean, low, high = paired_t_interval(losses.mean(axis=1) - losses.min(axis=1))

@@ -8,7 +8,7 @@ from normstudy.errors import ConfigError, nearest
 
 INT_MAX = 2**31 - 1  # the tables store integers as int32
 STUDY_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=+-]{0,79}")
-# Names that no study may have: other folders in results/, folders inside a study, and Windows devices.
+# Names that no study may have: folders that normstudy uses in results/ or in a study, and Windows devices.
 RESERVED = (
     "bench", "reproductions", "robustness", "scaling", "tables", "state", "sweeps", "figures", "export",
     "con", "prn", "aux", "nul",

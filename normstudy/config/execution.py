@@ -153,5 +153,5 @@ class SearchConfig:
             raise ConfigError(f"search.max_runs {self.max_runs} exceeds {MOST_RUNS}: reduce it")
         if self.low is not None and self.high is not None and self.low >= self.high:
             raise ConfigError(
-                f"search.low {self.low:g} is not below search.high {self.high:g}: write the smaller one first"
+                f"search.low {self.low:g} is not below search.high {self.high:g}: lower search.low or raise search.high"
             )

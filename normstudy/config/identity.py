@@ -35,7 +35,7 @@ CONF_GROUPS = ("model", "data", "optimizer", "schedule", "execution")  # folders
 
 @functools.cache
 def leaves() -> Mapping[str, type]:
-    """Return the type of each dotted key that has a value. The type leaves out None: it is int for `int | None`."""
+    """Return dotted key -> type for each key of the configuration except sections. The type of `int | None` is int."""
     found: dict[str, type] = {}
     for top, kind in typing.get_type_hints(RunConfig).items():
         inner = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {"": kind}

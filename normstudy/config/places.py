@@ -18,7 +18,7 @@ def expanded(path: str, key: str) -> str:
 def opener(path: str, flags: int) -> int:
     """Open a regular file, for the argument `opener` of open(). Raises OSError, without waiting, for any other file.
 
-    A file of the kernel, such as /proc/kmsg, has the size 0, and reading it to its end may wait forever.
+    Files of size 0 in /proc and /sys, such as /proc/kmsg, are refused too, because reading them may wait forever.
     """
     fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
     found = os.fstat(fd)

@@ -204,8 +204,8 @@ class OptimizerConfig:
                 idle(f"optimizer.{key}", getattr(self, key), getattr(OptimizerConfig, key), because)
         if self.eps < 1e-30:  # float32 would round smaller numbers to 0 after bias correction
             raise ConfigError(
-                f"optimizer.eps {self.eps:g} is below 1e-30: raise it, because an update would be 0/0 where a gradient "
-                "has always been zero, as in the embedding of a symbol that does not occur"
+                f"optimizer.eps {self.eps:g} is below 1e-30, so Adam would compute 0/0 for a parameter whose gradient "
+                "has always been zero: set it to at least 1e-30"
             )
         if not self.weight_decay:
             idle("optimizer.decay", self.decay, "all", "with optimizer.weight_decay 0: set optimizer.weight_decay")
@@ -251,7 +251,7 @@ class EvalConfig:
 
 
 def late_step(n_steps: int) -> int:
-    """Return the step of the evaluation that a run's outcome compares with the final one (analysis/outcomes.py)."""
+    """Return the step whose validation loss, compared with the final one, shows whether a run is unfinished."""
     return 2 * n_steps // 3
 
 

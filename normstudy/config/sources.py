@@ -44,8 +44,8 @@ def split(spec: str) -> tuple[str, str]:
     module, _, name = spec.partition(":")
     if module == "__main__":
         raise ConfigError(
-            f"{spec!r} is defined in a script or notebook, which the processes that train do not read: put {name} "
-            f"into a module, such as my_module.py, and write my_module:{name}"
+            f"{spec!r} is defined in a script or notebook, but training processes import only modules: put {name} into "
+            f"a module, such as my_module.py, and write my_module:{name}"
         )
     if PATTERN.fullmatch(spec) and not module.endswith(".py"):
         return module, name
@@ -64,7 +64,7 @@ def parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
 
 
 def source_sha256(spec: str) -> str:
-    """Return the sha256 of the source file of `spec`, or of the list that sha256sum prints for several files."""
+    """Return the sha256 of the source file of `spec`. For several files, hash what sha256sum prints for them."""
     root, files = sources_of(spec)
     if len(files) == 1:
         return _read(spec, *files.values()).sha256
@@ -81,7 +81,7 @@ def files_of(spec: str) -> list[str]:
 def sources_of(spec: str) -> tuple[Path, dict[str, Path]]:
     """Return the folder from which the module in `spec` is imported, and the source files to hash, module -> file.
 
-    If the module is the user's, the files include what it imports from this folder; if it is installed, only its file.
+    An installed module has one file to hash. A user's module also has the user's files that it imports from the folder.
     """
     module, _ = split(spec)
     root, main = _found(spec, module)

@@ -1,4 +1,4 @@
-"""Estimate, for each cell of a study, the value at which half of the runs fail, and that at which half do not learn."""
+"""Estimate a cell's critical values: one at which half of the runs fail, and one at which half do not learn."""
 
 import textwrap
 from collections.abc import Mapping
@@ -33,10 +33,10 @@ BOUNDS = {"above": ">", "below": "<"}
 def critical_values(
     study_dir: Path | str, where: Where | None = None, settings: Settings | None = None
 ) -> tuple[pd.DataFrame, Settings]:
-    """Return a row for each cell and edge of a study's search, and the search's settings.
+    """Return a table with a row for each cell and edge ("half fail", "half do not learn"), and the search's settings.
 
-    settings: replace the settings stored with the study. Raises ConfigError if the folder is not a study or has no
-    search.
+    settings: used instead of the settings stored with the study. Raises ConfigError if the folder is not a study or
+    has no search.
     """
     settings = settings or kept.read(Path(study_dir))
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
@@ -53,17 +53,17 @@ def with_outcomes(study_dir: Path | str, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def answer(runs: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """Estimate both edges of each cell. runs: finished and crashed runs, with their outcomes."""
+    """Return the table of `critical_values`. runs: finished and crashed runs, with their outcomes."""
     cells = varying(runs, cell_columns(settings.of))
     rows = [place | row for place, part in cells_of(runs, cells) for row in edges(part, settings)]
     return pd.DataFrame(rows, columns=[*dict.fromkeys((*cells, *COLUMNS))])
 
 
 def counted(runs: pd.DataFrame, settings: Settings) -> tuple[Progress, list[tuple[int, str]]]:
-    """Return how far the search of a cell is, and (position, outcome) of each run that enters the estimate.
+    """Return the progress of a cell's search, and (position, outcome) of each run that enters the estimate.
 
-    All runs enter the estimate, except repeats of sentinels that only an earlier, shorter search requested. So a search
-    that is continued with a smaller width or more runs ends as if it had never stopped.
+    All runs enter, except repeats of sentinels (rounds.SENTINELS) that only an earlier, shorter search requested. So a
+    search that is continued with a smaller width or more runs ends as if it had never stopped.
     """
     # If runs differ only in evaluation or probing, count only the run that the search requested.
     own, columns = pd.Series(True, runs.index), kept.shared_keys()

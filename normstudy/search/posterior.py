@@ -1,8 +1,8 @@
 """Estimate the position at which half of the runs fail: a Bayesian logistic regression on a grid.
 
 The share of runs that fail at position `x` is l + (1 - 2 l) / (1 + exp(-(x - t) / s)). The threshold `t` has a uniform
-prior from PAD below the range to PAD above the range. The width `s` has a uniform prior over WIDTHS, and the lapse `l`
-has a uniform prior over LAPSES. Terms are added in the order of the positions, so the runs' order does not matter.
+prior from PAD below the searched range to PAD above it. The width `s` has a uniform prior over WIDTHS, and the lapse
+`l` has a uniform prior over LAPSES. Terms are added in the order of the positions, so the runs' order does not matter.
 """
 
 import functools
@@ -22,7 +22,7 @@ CONFIDENCE = 0.95
 
 @functools.cache
 def _log_shares(reach: int) -> tuple[Floats, Floats]:
-    """Return ln of the shares that fail and do not fail, by distance from t; each is (2 reach + 1, widths x lapses)."""
+    """Return ln p and ln (1 - p), both (2 reach + 1, widths x lapses). p: share that fails at a distance from t."""
     distance = np.arange(-reach, reach + 1)[:, None, None] / DECADE
     widths, lapses = np.array(WIDTHS)[:, None], np.array(LAPSES)
     logistic = 0.5 * (1 + np.tanh(0.5 * distance / widths))
@@ -54,7 +54,7 @@ class Posterior(NamedTuple):
 
 
 def _log_shares_at(low: int, high: int, position: int) -> tuple[Floats, Floats]:
-    """Return the rows of `_log_shares` for a run at a position and each threshold."""
+    """Return `_log_shares` at the distances between `position` and every threshold of the prior."""
     thresholds = high - low + 2 * PAD + 1
     # A run more than PAD outside the range is treated as if it were PAD outside.
     first = thresholds + min(max(position, low - PAD), high + PAD) - (low - PAD)

@@ -16,7 +16,7 @@ from normstudy.search.posterior import CONFIDENCE, posterior
 from normstudy.search.settings import DECADE, Axis, Settings
 
 FAIL, NOT_LEARN = "half fail", "half do not learn"  # the two edges that a search looks for
-# edge -> outcomes beyond the edge
+# Edge -> the outcomes that place a run beyond the edge.
 COUNTS_AS: dict[str, tuple[str, ...]] = {FAIL: FAILED, NOT_LEARN: (*FAILED, "partial")}
 CRASHED = "crashed"  # stands for the outcome of a run that crashed too often
 UNKNOWN = (CRASHED, UNJUDGED)  # outcomes that do not count for an edge
@@ -36,7 +36,7 @@ class Run(NamedTuple):
 
 @dataclass
 class Progress:
-    """How far the search of a cell is."""
+    """The progress of a cell's search."""
 
     wanted: list[Run] = field(default_factory=list)  # runs of the current round that have no outcome yet
     outcomes: dict[Run, str] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Progress:
 
 
 class Summary(NamedTuple):
-    """Numbers of a posterior. proposals: positions of the next round, if only this edge's posterior chose them."""
+    """Summarize an edge's posterior. proposals: positions of the next round if the other edge is decided."""
 
     proposals: tuple[int, ...]
     median: int
@@ -57,7 +57,7 @@ class Summary(NamedTuple):
 
 @functools.lru_cache(maxsize=50_000)
 def summary_of(counts: tuple[tuple[int, tuple[int, int]], ...], ends: tuple[int, int]) -> Summary:
-    """Return the posterior's numbers, given the items of the dictionary that `count` returns."""
+    """Summarize the posterior. counts: items of the dictionary that `count` returns. ends: ends of the range."""
     found = posterior(dict(counts), *ends)
     proposals = tuple(min(max(found.quantile((j + 0.5) / ROUND), ends[0]), ends[1]) for j in range(ROUND))
     return Summary(proposals, found.quantile(0.5), *found.interval, found.below, found.above)
@@ -102,7 +102,7 @@ def replay(settings: Settings, outcome_of: Callable[[Run], str | None]) -> Progr
     expected = {edge: posterior(count(edge, pairs), *ends) for edge in COUNTS_AS}  # without the sentinels
 
     def chance(edge: str, run: Run) -> float:
-        """Return the probability that a run has its outcome (beyond the edge or not), estimated without sentinels."""
+        """Return the probability of a run's outcome (beyond the edge or not), estimated without the sentinels."""
         share, outcome = expected[edge].share(axis.position(run.value)), progress.outcomes[run]
         return 1.0 if outcome in UNKNOWN else share if outcome in COUNTS_AS[edge] else 1 - share
 
@@ -124,7 +124,7 @@ def replay(settings: Settings, outcome_of: Callable[[Run], str | None]) -> Progr
 
 
 def repeat_seeds(settings: Settings) -> range:
-    """Return the seeds of the sentinels' repeats. These seeds are the largest in a search."""
+    """Return the seeds of the runs that repeat sentinels. All other runs of a search have smaller seeds."""
     first = settings.seed + REPEAT_SEED
     return range(first, first + REPEATS * SENTINELS)
 
@@ -134,7 +134,7 @@ def pairs_of(outcomes: Mapping[Run, str], axis: Axis) -> list[tuple[int, str]]:
 
 
 def decision(found: Summary, settings: Settings) -> str | None:
-    """Return why an edge is decided: "interval", "below" (the range) or "above", or None if undecided."""
+    """Return why an edge is decided: "below" or "above" the range, or "interval" (narrow). None: not decided."""
     if found.below >= CONFIDENCE:
         return "below"
     if found.above >= CONFIDENCE:

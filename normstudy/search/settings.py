@@ -104,9 +104,9 @@ def settings_of(cells: Sequence[RunConfig]) -> Settings:
 
 
 def alike(runs: Sequence[RunConfig]) -> dict[str, Any]:
-    """Return key -> value of the `shared_keys` in a search's runs. data_seed is None if it equals each run's seed.
+    """Return key -> value for the `shared_keys`. The value of data_seed is None if each run's data_seed is its seed.
 
-    Raises ConfigError if a key has several values: outcomes depend on it, but the answer has no column for it.
+    Raises ConfigError if runs differ in a key's value: outcomes depend on it, but the answer has no column for it.
     """
     asked = [cfg.asked(run) for run in runs]
     if all(one["data_seed"] == one["seed"] for one in asked):
@@ -121,10 +121,10 @@ def shared_keys() -> dict[str, str]:
 
 
 def one_value(values: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """Return key -> value, given key -> value in every cell. Raises ConfigError if a key has several values."""
+    """Return key -> value. values: key -> value in each cell or run. Raises ConfigError if a key's values differ."""
     for key, found in values.items():
         if len(several := list(dict.fromkeys(map(value_text, found)))) > 1:
-            raise ConfigError(f"{key} has several values ({', '.join(several)}), but a search has one: give one value")
+            raise ConfigError(f"{key} has several values ({', '.join(several)}), but a search allows one: give one")
     return {key: found[0] for key, found in values.items()}
 
 
@@ -138,7 +138,7 @@ def _checked(settings: Settings) -> Settings:
                 f"of at least {axis.least:g} and at most {MOST:g}"
             )
     if low >= high:
-        raise ConfigError(f"search.low {low:g} is not below search.high {high:g}: choose another range")
+        raise ConfigError(f"search.low {low:g} is not below search.high {high:g}: lower low or raise high")
     if settings.ends[0] == settings.ends[1]:
         raise ConfigError(f"search.low {low!r} and search.high {high!r} are too close: span at least 0.01 decades")
     return settings
@@ -191,8 +191,8 @@ def check_same(study_dir: Path, settings: Settings) -> None:
     for key, value in _binding(settings).items():
         if old.get(key, value) != value:
             raise ConfigError(
-                f"{key} {value_text(value, str)} differs from {value_text(old[key], str)}, with which {study_dir} was "
-                "searched: use the same, or another study"
+                f"{key} {value_text(value, str)} differs from {value_text(old[key], str)} in the earlier search of "
+                f"{study_dir}: use the same value, or another study"
             )
 
 

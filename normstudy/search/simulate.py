@@ -35,13 +35,13 @@ def outcomes_at(edge: Edge, settings: Settings, rng: np.random.Generator) -> Cal
 
 
 def estimate(progress: Progress, settings: Settings) -> tuple[int, int, int]:
-    """Return the median and the ends of the interval, as positions."""
+    """Return the estimated edge FAIL, as positions: the median and the ends of the interval."""
     found = posterior(count(FAIL, pairs_of(progress.outcomes, settings.axis)), *settings.ends)
     return found.quantile(0.5), *found.interval
 
 
 class Expected(NamedTuple):
-    """How many runs the search of a cell needs on average. error: root mean square of its errors, in decades."""
+    """The mean number of runs in a cell's search. error: root mean square error of the estimated edge, in decades."""
 
     runs: float
     error: float
@@ -49,7 +49,7 @@ class Expected(NamedTuple):
 
 
 def expected(settings: Settings, searches: int = 40) -> Expected:
-    """Simulate searches whose edges lie anywhere in the range, and find a grid with an equal error."""
+    """Simulate searches whose edges lie anywhere in the range, and find the coarsest grid with no larger error."""
     rng = np.random.default_rng(0)
     low, high = settings.ends
     edges = [Edge(rng.uniform(low, high), rng.choice(WIDTHS[:4])) for _ in range(searches)]
@@ -66,7 +66,7 @@ def rms(errors: Sequence[float]) -> float:
 
 
 def grid_errors(edges: Sequence[Edge], settings: Settings, spacing: int, rng: np.random.Generator) -> list[float]:
-    """Return the errors, in decades, of a grid over the range, read by the estimator of Spearman and Kaerber."""
+    """Return the error of each edge, in decades, if the Spearman-Kaerber method estimates it from a grid of runs."""
     low, high = settings.ends  # the share of runs that did not fail is the part of the range below the edge
     positions = range(low, high + 1, spacing)
     failed = (rng.binomial(GRID_SEEDS, [edge.share(p) for p in positions]) / GRID_SEEDS for edge in edges)

@@ -155,11 +155,11 @@ def test_the_command_prints_each_format_and_names_a_cell_with_one_rate(
 
 def test_bad_requests_are_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     study = write(tmp_path, {"pre": [[2.0], [2.1]]})
-    with pytest.raises(ConfigError, match=r"no cell of .* has two values of peak_lr"):
+    with pytest.raises(ConfigError, match=r"no runs of .* differ in peak_lr alone"):
         sensitivity_study(study)
     write_handmade_run(tmp_path / "none", handmade_config(tmp_path), "failed")
     for words, part in (
-        ([str(study)], "two values of peak_lr"),
+        ([str(study)], "differ in peak_lr alone"),
         ([str(tmp_path / "none")], "no finished run"),
         ([str(tmp_path)], "is not a study"),
         ([str(study), "--where", "placement=post"], "selects no run"),

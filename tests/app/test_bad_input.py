@@ -463,7 +463,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("plot F/unfinished", ["unfinished", "no finished run"]),
     ("compare F/unfinished --by placement", ["unfinished", "no finished run"]),
     ("sensitivity F/unfinished", ["unfinished", "no finished run"]),
-    ("sensitivity F/finished", ["finished", "no cell", "two values of peak_lr"]),
+    ("sensitivity F/finished", ["finished", "no runs", "differ in peak_lr alone"]),
     ("sensitivity F/finished --where peaklr=1", ["peaklr", "Did you mean peak_lr?"]),
     ("sensitivity F/finished --by placement", ["--by", "normstudy sensitivity --help"]),
     ("compact F/unfinished", ["unfinished", "no finished run"]),

@@ -505,7 +505,7 @@ BAD: list[tuple[type, dict[str, object], str]] = [
     (OptimizerConfig, {"beta2": -0.1}, "optimizer.beta2 -0.1 is out of range"),
     (OptimizerConfig, {"momentum": NAN}, "optimizer.momentum nan is out of range"),
     (OptimizerConfig, {"eps": -1e-8}, "optimizer.eps -1e-08 is out of range"),
-    (OptimizerConfig, {"eps": 0.0}, "optimizer.eps 0 is below 1e-30: raise it, because an update would be 0/0 where"),
+    (OptimizerConfig, {"eps": 0.0}, "optimizer.eps 0 is below 1e-30, so Adam would compute 0/0 for a parameter whose"),
     (OptimizerConfig, {"eps": 1e-40}, "optimizer.eps 1e-40 is below 1e-30"),
     *[
         (OptimizerConfig, {"name": name, key: value}, f".{key} {value} has no effect with optimizer={name}: {do}")

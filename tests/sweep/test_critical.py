@@ -90,9 +90,9 @@ def test_the_same_search_trains_nothing_and_is_refused_with_other_settings(
     assert "of which this command trained 0; for the same expected error (" in out
     assert re.search(r"^post +\S+ \[.*\n^pre +", out, re.M)
     for words, what in (
-        (["search.low=1e-4"], "search.low 0.0001 differs from 0.001, with which results/s was searched: use the same"),
+        (["search.low=1e-4"], "search.low 0.0001 differs from 0.001 in the earlier search of results/s: use the same"),
         (["--of", "warmup_steps", "search.high=9", "search.low=0"], "search.of warmup_steps differs from peak_lr"),
-        (["eval.windows=2"], "eval.windows 2 differs from 4, with which results/s was searched"),
+        (["eval.windows=2"], "eval.windows 2 differs from 4 in the earlier search of results/s"),
         (["probe.every=7"], "probe.every 7 differs from 20"),
         (["data_seed=1"], "data_seed 1 differs from null"),
     ):
