@@ -46,7 +46,7 @@ def gap_closed(final_val_loss: Loss, unigram_entropy: Loss, bigram_entropy: Loss
 
 
 def mean_window(n_steps: int, batch_size: int, seq_len: int) -> int:
-    """Return the number of steps in the window of the mean training loss: from 1 to a quarter of a run's steps."""
+    """Return the number of steps over which training losses are averaged: at least 1, at most a quarter of the run."""
     return max(1, min(n_steps // 4, round(WINDOW_TOKENS / (batch_size * seq_len))))
 
 

@@ -91,7 +91,7 @@ def against_plain(race: Race, rounds: int) -> Iterator[Sample]:
     race.add_plain(ALL_THREADS, "train", 1, threads=race.n)
     race.add_plain(PER_CORE, "train", race.n)
     jobs = [(run_config(race.case), race.runs)] * race.n
-    # A worker's environment variables can make a product faster or slower: products are timed with and without them
+    # A worker's environment variables can make a matrix product faster or slower. Time products with and without them.
     makers = [race.crew(start_products, jobs, like_worker=w) for w in (True, False) if race.case == D64_L6]
     for number in range(rounds):
         rates = yield from race.round(number)

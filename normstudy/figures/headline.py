@@ -18,8 +18,8 @@ ALIKE = 0.02  # see `alike`
 def headline(study: Study) -> FigureBase:
     """Draw validation loss against step on the left, and the first/last-layer gradient ratio on the right.
 
-    If `alike`, the left panel instead shows how much each loss differs from the first arm's loss at the same seed. If
-    the study has a facet, each value of the facet gets a row: final losses on the left, ranges of ratios on the right.
+    If mean losses are hard to tell apart (`alike`), the left panel instead shows losses minus those of the first curve.
+    If the study has a facet, each value of it gets a row: final losses on the left, ranges of ratios on the right.
     """
     needs_layers(study)
     if study.look.facet is not None:

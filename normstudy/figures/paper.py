@@ -39,7 +39,7 @@ class Paper:
         one_of("quantity", self.quantity, tuple(QUANTITIES))
         finite("width", self.width, WIDTHS[0], strict=False)
         if self.width > WIDTHS[1]:
-            raise ConfigError(f"width {self.width:g} in exceeds {WIDTHS[1]:g} in: choose a smaller width")
+            raise ConfigError(f"width {self.width:g} inches exceeds {WIDTHS[1]:g} inches: choose a smaller width")
 
     @property
     def what(self) -> str:

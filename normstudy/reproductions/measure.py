@@ -88,7 +88,7 @@ def _rows(models: Models, quantity: str, values: Tensor, layers: Sequence[int | 
 
 
 def _mean_squares(tensors: list[Tensor]) -> Tensor:
-    """Return mean squares, float64 (tensors, runs). tensors: of shape (runs, ...), all of the same size."""
+    """Return the mean square of each tensor in each run: tensors (runs, ...), all of one size -> (tensors, runs)."""
     return probes.rms_by_run(tensors).double().square()
 
 

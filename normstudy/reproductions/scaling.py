@@ -63,8 +63,8 @@ def entry(
             if over_blocks:
                 plots.lines(ax, x, y, curve.color, geometric=True)
             else:
-                # To keep all curves visible, points of seeds are shifted sideways, by at most 4 % of the smallest gap
-                # between depths, and each curve's means have smaller markers than the means of the curve before.
+                # Keep all curves visible: shift the points of seeds sideways, by at most 4 % of the smallest gap in x.
+                # Draw the means of each curve with smaller markers than those of the curve before.
                 shift = np.exp(0.08 * np.diff(np.log(x)).min() * ((place + 0.5) / len(curves) - 0.5))
                 plots.points(ax, x, y, curve.color, curve.marker, shift, 5 + 1.5 * (len(curves) - 1 - place))
         on_axes.norm_axis(ax)

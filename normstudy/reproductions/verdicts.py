@@ -150,7 +150,7 @@ def judge_all(quantity: str, at: str, places: Floats, estimates: Floats, band: B
     """
     found = [judge(f"{quantity}, worst {at} {p:g}", row, band) for p, row in zip(places, estimates, strict=True)]
     outside = [f for f in found if f.verdict == NOT_SUPPORTED] or found
-    # The key says how far an interval reaches outside the band, and is inf without a value. With one seed, it is NaN.
+    # The worst finding has the interval that reaches farthest outside the band, or has no value.
     return max(outside, key=lambda f: max(band.low - f.low, f.high - band.high) if np.isfinite(f.value) else math.inf)
 
 

@@ -139,8 +139,8 @@ def decision(found: Summary, settings: Settings) -> str | None:
         return "below"
     if found.above >= CONFIDENCE:
         return "above"
-    # If the edge may lie beyond one end of the range, measure only the part of the interval inside the range, because
-    # only this part can become narrower. If the edge may lie beyond both ends, measure the whole interval.
+    # No runs lie beyond the range, so an interval cannot become narrower there. If the edge may lie beyond one end of
+    # the range, measure only the part of its interval inside the range.
     at_low, at_high = (AT_AN_END[0] < beyond < AT_AN_END[1] for beyond in (found.below, found.above))
     low = max(found.low, settings.ends[0]) if at_low and not at_high else found.low
     high = min(found.high, settings.ends[1]) if at_high and not at_low else found.high

@@ -114,7 +114,7 @@ def damaged_and_unfinished(study_dir: Path) -> list[str]:
 
 
 def remove_windows(study_dir: Path, run_ids: Collection[str]) -> None:
-    """Remove all windows of runs that will be trained again, because training may record different bits."""
+    """Remove the windows (files of steps) of runs that are trained again: a different machine may record other bits."""
     with files.storing(study_dir):
         for table in SERIES:
             for name in names_in(study_dir / "tables" / table):
@@ -153,7 +153,7 @@ def check_is_study(study_dir: Path) -> None:
 def _has_runs(study_dir: Path) -> bool:
     """Return whether the table `runs` exists. Raises ConfigError if other tables are compacted but `runs` is not."""
     files.check_not_swapping(study_dir)
-    # Look for the file of `runs` last, because a compaction may create the files while this line runs.
+    # A compaction may create the files while this line runs. Look for the file of `runs` last, so as not to miss it.
     compacted = [table for table in (*SERIES, "runs") if (study_dir / "tables" / table / COMPACTED_FILE).exists()]
     if compacted and "runs" not in compacted:
         raise _lacks_runs(study_dir, "is missing", compacted[0])

@@ -128,7 +128,7 @@ def _check_names(spec: str, found: Callable[..., object], known: tuple[str, ...]
         ) from None
     for name, parameter in parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise ConfigError(f"{spec}: {parameter} accepts any argument: name each argument, as in x, attn")
+            raise ConfigError(f"{spec}: {parameter} takes any arguments: list them by name, such as (x, attn)")
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise ConfigError(f"{spec}: argument {name} cannot be passed by name: remove the slash from the def")
         if name not in known:
