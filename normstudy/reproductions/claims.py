@@ -56,7 +56,7 @@ class Evidence(NamedTuple):
 
 
 def first_to_last(modules: pd.DataFrame, step: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Divide the first layer's mlp_out gradient norm by the last layer's, for each run at `step`. NaN: no such step."""
+    """Return each run's ratio of first-layer to last-layer mlp_out gradient norm at `step`. NaN if a run lacks it."""
     rows = modules[(modules["step"] == step) & (modules["module"] == "mlp_out")]
     wide = rows.pivot_table(index="run_id", columns="layer", values="grad_norm")
     wide = wide.reindex(sorted(modules["run_id"].unique()))
@@ -95,7 +95,7 @@ class _Study:
         return Evidence(claim, f"runs {outcome}, {models}", self.name, k / n, *share_interval(k, n), n, is_share=True)
 
     def compared(self, runs: pd.DataFrame, by: str) -> dict[Any, Any]:
-        """Compare runs that differ only in the seed and in the column `by`. Return the only row of `compare_pairs`."""
+        """Compare runs that differ only in the seed and in the column `by`. Return the row of `compare_pairs`."""
         (row,) = compare_pairs(runs, self.tables.steps, by, margin=MARGIN).to_dict("records")
         return row
 
@@ -106,7 +106,7 @@ class _Study:
 
 
 def findings(results: Path) -> list[Evidence]:
-    """Compute the evidence for all claims. Raises ConfigError if the folder `results` has not all runs of CELLS."""
+    """Compute the evidence for all claims. Raises ConfigError if the folder `results` lacks runs listed in CELLS."""
     warmup, depth, peak_lr, rmsnorm, shallow, boundary, best = (_Study(results, name) for name in CELLS)
     last = int(warmup.modules["step"].max())
     post, deep = "placement == 'post' and peak_lr == 0.003", "n_layers == 12 and warmup_steps == 0"
@@ -148,8 +148,8 @@ def findings(results: Path) -> list[Evidence]:
 
 
 def _best_cells(best: _Study) -> Evidence:
-    # The seeds that all cells share choose each placement's best cell. This choice biases the losses of these seeds
-    # downwards, so only the other seeds measure the difference.
+    # A cell is a placement, rate and warmup. Seeds that trained all cells choose each placement's best cell. This
+    # choice biases their losses downwards, so only the other seeds measure the difference.
     cell = ["placement", "peak_lr", "warmup_steps"]
     runs = best.runs.assign(failed=best.runs["outcome"].isin(FAILED))
     cells = runs.groupby("seed")[cell].value_counts().groupby("seed").size()

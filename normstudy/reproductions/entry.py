@@ -1,4 +1,4 @@
-"""Define what a reproduction consists of. Only measuring needs torch. Judging and drawing need the stored table."""
+"""Define what a reproduction consists of. Measuring needs torch. Judging and drawing need only the stored table."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -65,7 +65,7 @@ class Reproduction(NamedTuple):
 
 
 def needing(*models: tuple[str, Variant], deepest: bool = False, many: bool = False) -> Callable[[Sizes], list[Need]]:
-    """Return a function that lists the measurements of models. models: (kind, model). many: use `many_seeds` seeds."""
+    """Return the `needs` of a Reproduction. models: (kind, model). deepest: largest depth only. many: `many_seeds`."""
     return lambda sizes: [
         Need(kind, variant, sizes.depths[-1:] if deepest else sizes.depths, sizes.many_seeds if many else sizes.seeds)
         for kind, variant in dict.fromkeys(models)

@@ -105,7 +105,7 @@ def stream(models: Models) -> list[Reading]:
 
 
 def before_norm2(models: Models) -> list[Reading]:
-    """Measure before_norm2, the mean square of norm2's input in each block. norm2 is a post-norm block's last step."""
+    """Measure before_norm2, the mean square of norm2's input in each block. A post-norm block ends with norm2."""
     read: list[Tensor] = []
 
     def of_run(values: dict[str, Tensor], tokens: Tensor) -> list[Tensor]:

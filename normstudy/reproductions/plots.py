@@ -26,7 +26,7 @@ WIDTH = 4.4  # width in inches of a one-panel figure
 BAND_COLOR = "#D9D9D9"
 SEED_SIZE = 4.5  # size in points of a marker that shows a single seed
 COLORS = style.PLACEMENT_COLORS
-# Placement -> the color of the placement's second curve in a figure that shows two of its curves.
+# Placement -> the color of its second curve, in figures that draw two curves for one placement.
 PALE = {"pre": "#56B4E9", "post": "#E8A87C", "deepnorm": "#665500", "reordered": "#BB88DD"}
 BLOCK_GRADIENT = "gradient norm of the\nsecond MLP matrix"
 MEAN_SQUARE = "mean square of the stream"
@@ -153,7 +153,7 @@ def ratios(ax: Axes, table: Table, looks: Mapping[Variant, tuple[str, str, str]]
 
 
 def finish_lines(fig: Figure, prediction: str, found: list[Finding], colors: dict[str, str], what: str) -> Figure:
-    """Finish a figure that shows lines. colors: label -> color. what: whose interval is shown, `mean` or `fit`."""
+    """Finish a figure that shows lines. colors: label -> color. what: whose intervals are shown: `mean` or `fit`."""
     one = next(iter(colors.values())) if len(colors) == 1 else style.GREY
     handles: list[Artist] = [line_handle(label, color, "") for label, color in colors.items()]
     handles.append(Line2D([], [], color=style.GREY, lw=style.THIN, label="single seeds"))
@@ -163,7 +163,7 @@ def finish_lines(fig: Figure, prediction: str, found: list[Finding], colors: dic
 def growth(
     prediction: str, found: list[Finding], label: str, squares: Floats, start: float, band: Band, ylabel: str
 ) -> Figure:
-    """Draw the stream's mean square (n_layers + 1, seeds). Predicted: `start` at block 0, plus `band` per block."""
+    """Draw the stream's mean square (n_layers + 1, seeds). The prediction is `start` plus `band` per block."""
     fig, (ax,) = figure()
     layers, c = np.arange(len(squares), dtype=np.float64), COLORS[label.split(",")[0]]
     ax.fill_between(layers, start + band.low * layers, start + band.high * layers, color=BAND_COLOR, lw=0, zorder=0)

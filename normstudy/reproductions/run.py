@@ -51,7 +51,7 @@ def check_names(names: Sequence[str]) -> list[str]:
 def reproduce(
     names: Sequence[str], out: Path, *, again: bool = False, processes: int | None = None, sizes: Sizes = SIZES
 ) -> tuple[dict[str, list[Finding]], list[str]]:
-    """Measure the tables that `out` lacks, judge all and draw their figures. Return findings, and what was measured.
+    """Measure the tables that `out` lacks, then judge and draw all. Return findings, and the names of measured tables.
 
     again: measure stored tables again. processes: number of worker processes, by default one per core. Raises
     ConfigError for an unknown name, a number of processes below 1, or a folder that cannot be written.

@@ -55,7 +55,7 @@ def entry(
         return [judge(curve.name.format(n=len(x)), exponent(x, y), curve.band) for curve, x, y in points]
 
     def draw(table: Table, found: list[Finding]) -> Figure:
-        """Draw seeds, means, fitted power laws and predicted exponents on logarithmic axes."""
+        """Draw each seed, the means, the fitted and the predicted power laws on logarithmic axes."""
         fig, (ax,) = plots.figure()
         for place, curve in enumerate(curves):
             x, y = values(table, curve)
@@ -63,8 +63,8 @@ def entry(
             if over_blocks:
                 plots.lines(ax, x, y, curve.color, geometric=True)
             else:
-                # Keep all curves visible: shift the points of seeds sideways, by at most 4 % of the smallest gap in x.
-                # Draw the means of each curve with smaller markers than those of the curve before.
+                # To keep all curves visible, shift the seeds' points sideways by at most 4 % of the smallest gap
+                # between depths, and draw the means of each further curve with smaller markers.
                 shift = np.exp(0.08 * np.diff(np.log(x)).min() * ((place + 0.5) / len(curves) - 0.5))
                 plots.points(ax, x, y, curve.color, curve.marker, shift, 5 + 1.5 * (len(curves) - 1 - place))
         on_axes.norm_axis(ax)
@@ -83,10 +83,10 @@ def entry(
 def _draw_powers(ax: Axes, x: Floats, y: Floats, curve: Curve, anchor: str) -> None:
     """Draw a fitted power law with the 95 % t interval of its exponent, and a fan of the predicted power laws.
 
-    The fan's exponents are those in the prediction's band. If the band has no lower end, the fan begins at 0, or at 0.5
-    below an upper end of at most 0.1. A band of one number is drawn as a line. anchor: the point at which the fan's
-    lines meet: `center` (the geometric means of all `x` and `y`) or `first` (the smallest `x` and the geometric mean of
-    its `y`).
+    The fan's exponents are those in the prediction's band. A band without a lower end is drawn from 0 or, if its upper
+    end is at most 0.1, from 0.5 below the upper end. A band of one number is drawn as a line. anchor: the point at
+    which the fan's lines meet: `center` (the geometric means of all `x` and `y`) or `first` (the smallest `x` and the
+    geometric mean of its `y`).
     """
     means, band = log(y).mean(1), curve.band
     grid = np.exp(np.linspace(np.log(x[0]) - 0.08, np.log(x[-1]) + 0.08, 101))

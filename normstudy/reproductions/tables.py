@@ -62,7 +62,7 @@ def read(out: Path, name: str) -> pd.DataFrame:
         if not files.is_damage(error):
             raise
         told = f"{path(out, name)} cannot be read ({files.damage(error)})"
-        raise ConfigError(f"{told}: remove it, and run normstudy reproduce again") from None
+        raise ConfigError(f"{told}: remove the file, and run normstudy reproduce again") from None
     return frame.astype(dict.fromkeys(("quantity", "variant", "placement"), str))
 
 

@@ -37,7 +37,7 @@ def around(value: float, by: float) -> Band:
 
 
 class Finding(NamedTuple):
-    """The verdict on a quantity. The properties return cells of the printed table."""
+    """The verdict on a quantity. The properties format the finding for the printed table."""
 
     quantity: str
     value: float  # the quantity's mean over seeds
@@ -144,13 +144,13 @@ def judge_all(quantity: str, at: str, places: Floats, estimates: Floats, band: B
     """Judge a prediction that must be true at several places, such as in all blocks. Return the worst place's finding.
 
     The verdict is `supported` if the verdict at every place is `supported`, and `not supported` if the verdict at one
-    place or more is `not supported`. With more places, a wrong `not supported` becomes likelier, a wrong `supported`
-    does not. at: the word before a place's number in the finding's text, such as `block`. places: numbers of the places
-    (n,). estimates: (n, seeds).
+    place or more is `not supported`. More places make a wrong `not supported` likelier, but not a wrong `supported`.
+    at: the word before a place's number in the finding's text, such as `block`. places: numbers of the places (n,).
+    estimates: (n, seeds).
     """
     found = [judge(f"{quantity}, worst {at} {p:g}", row, band) for p, row in zip(places, estimates, strict=True)]
     outside = [f for f in found if f.verdict == NOT_SUPPORTED] or found
-    # The worst finding has the interval that reaches farthest outside the band, or has no value.
+    # Return the finding whose interval reaches farthest outside the band. A mean that is not finite is the worst.
     return max(outside, key=lambda f: max(band.low - f.low, f.high - band.high) if np.isfinite(f.value) else math.inf)
 
 

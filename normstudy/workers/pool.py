@@ -22,7 +22,7 @@ FALSE_STARTS = 10
 
 
 class Slot:
-    """A worker process, forked or new, and its task. lock: the descriptor of the study's lock, for the worker."""
+    """A worker process and its task. lock: the file descriptor of the study's lock, which the worker also holds."""
 
     def __init__(self, lock: int, *, forked: bool) -> None:
         # Blocked signals cannot end the worker before it has set its handlers. SIGUSR2 stays blocked, because
@@ -125,13 +125,12 @@ class _Pool:
 def run(
     tasks: Sequence[Task], workers: int, *, inherited: int, stop: Stop, max_tries: int
 ) -> Generator[Message, None, None]:
-    """Train the tasks in order on up to `workers` worker processes; yields the workers' messages until all tasks end.
+    """Train the tasks in order on up to `workers` worker processes. Yield the workers' messages until all tasks end.
 
-    When another process kills or stops a worker, a new worker resumes the batch from the last checkpoint. If the worker
-    had begun the batch but saved no progress, the batch may have been too large, so its runs are trained as two
-    batches. A single run is retried until it has crashed max_tries times. When this process is asked to stop, the
-    workers save their runs. Raises StorageError, after the workers have ended, if results can no longer be written or
-    read.
+    When another process kills or stops a worker, a new worker resumes the batch from the last checkpoint. If the batch
+    had begun but saved no progress, it may be too large, so its runs are trained as two batches. A batch of one run is
+    retried until the run has crashed max_tries times. When this process is asked to stop, the workers save their runs.
+    If results can no longer be written or read, the workers stop, and StorageError is raised.
     inherited: the file descriptor of the study's lock, which the workers also hold.
     """
     pool = _Pool(tasks, workers, inherited, max_tries)
@@ -176,7 +175,7 @@ def _after_death(slot: Slot, max_tries: int, *, stopping: bool) -> tuple[Message
         return report, []
     runs = "run" if len(left) == 1 else f"{len(left)} runs"
     if stopping:
-        # Print no note if the batch had not begun, or if it ran on a GPU, where no checkpoint is ever saved.
+        # Exit code 0 means that the batch had not begun. On a GPU, a run has no checkpoint from which it could resume.
         if slot.process.wait() == 0 or task.device != "cpu":
             return report, []
         do = "rerun the command to resume from the last checkpoint"

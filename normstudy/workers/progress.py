@@ -54,8 +54,8 @@ def train(
             postfix.add(message)
             if (before := time.monotonic()) >= next_read and not bar.disable:
                 bar.set_postfix_str(postfix.read())
-                # Read outcomes seldom: in a large study, reading is slow, and idle workers wait meanwhile. Ignore the
-                # time of the first reading, which is slow only because it imports libraries.
+                # Read outcomes seldom: in a large study, reading is slow, and idle workers get no task meanwhile. The
+                # first reading does not count: it is slow only because it imports libraries.
                 took = 0.0 if next_read == began else time.monotonic() - before
                 next_read = time.monotonic() + took / READING_SHARE
             if n := message.smaller:
@@ -80,7 +80,7 @@ def train(
 
 
 class Postfix:
-    """The text behind the bar: the outcomes of runs that ended, and how many of the other runs look stuck."""
+    """The text after the progress bar: the outcomes of runs that ended, and how many of the other runs look stuck."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._study_dir, self._outcomes, self._ended = tasks[0].study_dir, Counter[str](), list[str]()
@@ -98,7 +98,7 @@ class Postfix:
             self._left.pop(run_id, None)
 
     def read(self) -> str:
-        """Return the text, after reading the files of runs that ended, or wrote a new window, since the last call."""
+        """Return the text, updated from the files that runs have written since the last call."""
         if self._ended:
             try:
                 self._outcomes.update(outcomes_of(self._study_dir, self._ended).values())

@@ -1,4 +1,4 @@
-"""Train a batch of runs and write their tables and checkpoints, which do not depend on how often the runs were stopped.
+"""Train a batch of runs and write tables and checkpoints. Results do not depend on how often the runs were stopped.
 
 The rows of a run's steps are split into files, called windows, each for a fixed range of steps. A window is written
 once, after its last step. Until then, checkpoints contain its rows. When a run ends, its last window is written first,
@@ -76,10 +76,10 @@ class Running:
 
 
 def train_task(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
-    """Train a batch, from the runs' checkpoints if possible. Runs that another process has finished are only reported.
+    """Train a batch, resuming runs that have checkpoints. Runs that another process has finished are not trained again.
 
-    Checkpoints are written every task.checkpoint_seconds, and when stopping() returns True, which ends the training. On
-    a GPU no checkpoints are written, because a run resumed in a batch of another size could get different bits.
+    Checkpoints are written every task.checkpoint_seconds. When stopping() returns True, they are written again, and the
+    training ends. On a GPU there are no checkpoints: a run resumed in a batch of another size could get different bits.
     """
     n_steps = task.configs[0].schedule.n_steps
     rows = {run_id: parquet.read_row(task.study_dir, run_id) for run_id in task.run_ids}
@@ -90,7 +90,7 @@ def train_task(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
             return
     text = texts.load(task.configs[0].data)
     if text.sha256 != task.data_sha256:
-        raise RuntimeError("the text changed during the sweep: restore it, or start a sweep with the new text")
+        raise RuntimeError("the training text changed during the sweep: restore it, or start a sweep with the new text")
     clock = time.monotonic()
     runs, starts, modules = begin_all(task, text, rows)
     tables.write_runs(task.study_dir, [run.row | {"status": "running"} for run in runs if not run.has_row])
@@ -179,8 +179,8 @@ def begin(
 ) -> tuple[Running, ResumePoint | None]:
     """Prepare a run. Return the run and its saved state. The state is None if the run starts at step 0.
 
-    row: the run's new row in the table `runs`; before: the row that the table has now, or None. The run's windows are
-    removed if this process could compute other bits: if a COMPUTED_BY column has changed, or on a GPU (`train_task`).
+    row: the run's new row in the table `runs`. before: the row that the table has now, or None. On a GPU, or if a
+    COMPUTED_BY column has changed, this process could compute other bits, so the run's windows are removed.
     """
     run_id = str(row["run_id"])
     run = Running(run_id, row, config.eval.every)
@@ -196,7 +196,7 @@ def begin(
         if found is not None:
             late = late_step(config.schedule.n_steps)
             if found.late_val_loss is None and found.start.step > late and late % config.eval.every:
-                raise checkpoint.Refused(f"the checkpoint of an older version lacks the validation loss at step {late}")
+                raise checkpoint.Refused(f"an older version saved no validation loss of step {late} in the checkpoint")
     except checkpoint.Refused as why:
         run.note = run.note or f"{run_id}: {why}"
         checkpoint.set_aside(study_dir, run_id)
@@ -231,7 +231,7 @@ def save(study_dir: Path, snapshot: Snapshot, runs: list[Running], seconds: floa
 
 
 def grouped(events: Iterator[Event]) -> Grouped:
-    """Yield the training events. Join consecutive End events into a list, to fsync the ended runs' files together."""
+    """Yield the training events. Join consecutive End events into a list, so that their files are fsynced together."""
     ends: list[End] = []
     try:
         for event in events:

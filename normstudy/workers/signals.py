@@ -26,7 +26,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stop:
-    """A context in which the first signal makes the descriptor `reader` readable, and the second ends this process.
+    """A context in which the first signal makes the pipe `reader` readable, and a second signal ends this process.
 
     A signal that this process already ignores, such as SIGHUP under nohup, stays ignored. Outside the main thread the
     context does nothing. patient: whether to ignore every signal after the first.
@@ -60,7 +60,7 @@ class Stop:
         os.write(self._writer, b"x")
 
     def acknowledge(self) -> None:
-        """Remove the signal's byte from the pipe `reader`, and print that the sweep is stopping."""
+        """Read the byte that the first signal wrote to the pipe `reader`, and print that the sweep is stopping."""
         os.read(self.reader, 1)
         if self.number == signal.SIGHUP:  # the terminal is closed, so printing would fail
             say_no_more()

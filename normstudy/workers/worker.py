@@ -88,7 +88,7 @@ def serve(pipe: Connection) -> None:
 def train_alone(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
     """Train a batch, but never a run that another process is training. Raises StorageError and DeviceLost.
 
-    Train first the runs that no other process has locked. Release all locks before waiting, so that no deadlock occurs.
+    Runs that no other process has locked come first. To prevent a deadlock, wait for the others without holding locks.
     """
     left, is_reported = task.run_ids, False
     while left:
@@ -110,8 +110,8 @@ def train_alone(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
 def train_halving(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
     """Train a batch. If a batch of several runs crashes, split it into two halves and train each half the same way.
 
-    Only a run that crashes alone has failed. After a crash, the other runs resume from their checkpoints on a CPU, and
-    start from step 0 on a GPU. Raises StorageError, and DeviceLost if another process must train the remaining runs.
+    A run fails only if it crashes when trained alone. After a crash, the other runs resume from their checkpoints on a
+    CPU, and start from step 0 on a GPU. Raises StorageError, and DeviceLost if this process can no longer use its GPU.
     """
     import torch
 

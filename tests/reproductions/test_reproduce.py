@@ -83,7 +83,7 @@ def test_a_damaged_table_is_one_line(once: Path, tmp_path: Path) -> None:
         except ConfigError as error:
             refused.append(str(error))
     assert len(refused) > 3
-    assert all(re.fullmatch(r".* \(.*\): remove it, and run normstudy reproduce again", line) for line in refused)
+    assert all(re.fullmatch(r".* \(.*\): remove the file, and run normstudy reproduce again", line) for line in refused)
 
 
 def test_another_definition_is_measured(once: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -89,7 +89,10 @@ def test_a_checkpoint_without_it_is_refused(tmp_path: Path, monkeypatch: pytest.
                 patch.setattr(checkpoint, "encode", encoded_without_it)
                 list(worker.train_halving(task_of(asked), after(LATE + 2)))
             (message,) = (m for m in worker.train_halving(task_of(asked), never) if m.notes)
-            assert f"lacks the validation loss at step {LATE}; the run starts again from step 0" in message.notes[0]
+            assert (
+                f"no validation loss of step {LATE} in the checkpoint; the run starts again from step 0"
+                in message.notes[0]
+            )
         execute.execute(planning.plan(asked), REQUEST)
     assert_same_tables(tmp_path / "whole" / "tiny", tmp_path / "older" / "tiny")
 

@@ -198,7 +198,7 @@ def test_failed_runs_and_why(mine: Path, tmp_path: Path) -> None:
     for _ in range(2):
         list(workers.train_halving(task, never))
     told = status.look(mine)
-    reason = "RuntimeError: the text changed during the sweep: restore it, or start a sweep with the new text"
+    reason = "RuntimeError: the training text changed during the sweep: restore it, or start a sweep with the new text"
     assert told.failures == (status_text.Failure(task.run_ids[0], 2, reason),)
     assert (told.failed, told.interrupted, told.over) == (1, 2, False)
     tail = ["failed:", f"  {task.run_ids[0]}, tried 2 times: {reason}"]

@@ -9,7 +9,7 @@ logarithm against ln L. A step that also trains the norms is computed too, and h
 
 Band: 0 +- 0.15. Verdict: by the rule in verdicts.py.
 
-Why the norms matter: the theorem counts only the sublayers' matrices, whose gradients and effects beta makes small. The
+Why the norms matter: the theorem counts only the sublayers' matrices. Beta makes their gradients and effects small. The
 gains and biases of the 2L norms are scaled neither by alpha nor by beta. At any depth each norm has a gradient of the
 same size and moves the output by the same amount, always in the direction that lowers the loss. With the norms trained,
 the change therefore grows nearly as L.

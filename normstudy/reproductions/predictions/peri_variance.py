@@ -3,9 +3,9 @@
 Source: Kim et al., arXiv:2502.02732, section 3: a norm after each sublayer gives the sublayer's output unit variance,
 whatever the weights are. The residual stream's variance therefore grows by 1 per sublayer and by 2 per block.
 
-Computed: the mean of x_l^2 over tokens and dimensions in the deepest model. A shallower model equals the first blocks
-of the deepest model. The result for each seed is the mean after the last block minus the mean at the embeddings,
-divided by the number of blocks.
+Computed: the mean of x_l^2 over tokens and dimensions in the deepest model. Its first blocks equal a shallower
+model, so one depth suffices. The result for each seed is the mean after the last block minus the mean at the
+embeddings, divided by the number of blocks.
 
 Band: 2 +- 0.15. Verdict: by the rule in verdicts.py. The result differs between seeds because the 2L added vectors are
 not orthogonal in d = 128 dimensions, and because the directions of these vectors are similar for all tokens of a seed.

@@ -4,8 +4,8 @@ Source: Zhang & Sennrich, arXiv:1910.07467, section 4: LayerNorm works by re-sca
 At initialization the mean of x over its d dimensions is of the order sqrt(Var(x)/d). The two norms therefore divide by
 numbers that differ by about 1/d = 1 %. The project's claim C4 is that pre-norm's gradients agree within 5 %.
 
-Computed: the difference in percent between two pre-norm models, with RMSNorm and with LayerNorm, in the L2 norm of the
-gradient of each block's second MLP matrix. Both models have the same seed and L = 16 (the second depth). Post-norm is
+Computed: the L2 norm of the gradient of each block's second MLP matrix, with RMSNorm and with LayerNorm. The result is
+the difference in percent. The two pre-norm models have the same seed and L = 16 (the second depth). Post-norm is
 measured too, at L = 16 and at the deepest L.
 
 Band: -5 % to 5 % in every block, this project's tolerance. Verdict: supported when in every block the 95 % t interval

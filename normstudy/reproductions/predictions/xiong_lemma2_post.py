@@ -4,8 +4,8 @@ Source: Xiong et al., arXiv:2002.04745, lemma 2: in a post-norm transformer of t
 = 0, all matrices d x d, ReLU), E|x_l|^2 = 3d/2 before the last norm of every block. The block's first norm gives unit
 variance, and a random ReLU layer adds one half.
 
-Computed: the mean of x^2 over tokens and dimensions before the last norm of each block in the deepest model. A
-shallower model equals the first blocks of the deepest model. The result for each seed is the average over the blocks.
+Computed: the mean of x^2 over tokens and dimensions before the last norm of each block in the deepest model. Its
+first blocks equal a shallower model, so one depth suffices. The result for each seed is the average over the blocks.
 
 Band: 1.5 +- 0.05. Verdict: by the rule in verdicts.py.
 """

@@ -6,8 +6,8 @@ norm's input has a variance of 3/2 (lemmas 2 and 3). The gradient of block l is 
 block's gradient.
 
 Computed: the L2 norm of the gradient of each block's second MLP matrix in the deepest model. The result for each seed
-is exp(-s), the factor per block on the way down. Here s is the least-squares slope of the logarithm of this gradient
-norm against the block number.
+is exp(-s), the factor per block on the way down. Here s is the least-squares slope of the gradient norm's logarithm
+against the block number.
 
 Band: (2/3)^(1/2) +- 0.03, that is 0.816 +- 0.03. Verdict: by the rule in verdicts.py.
 

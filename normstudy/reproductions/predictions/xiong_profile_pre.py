@@ -5,7 +5,7 @@ transformer the stream's variance grows linearly with l. The norm before block l
 block's matrices by a number that grows as sqrt(l). Nothing on the residual path multiplies the gradient.
 
 Computed: the L2 norm of the gradient of each block's second MLP matrix in the deepest model. The result for each seed
-is the least-squares slope of the norm's logarithm against ln l, for l >= 1.
+is the least-squares slope of the gradient norm's logarithm against ln l, for l >= 1.
 
 Band: -0.5 +- 0.1. Verdict: by the rule in verdicts.py.
 """

@@ -5,8 +5,8 @@ is at most of the order d sqrt(ln d) in a post-norm transformer. The number L of
 last norm restores unit variance.
 
 Computed: the gradient's L2 norm in the real block (4 heads, GELU) at each depth. The result for each seed is the
-least-squares slope of the norm's logarithm against ln L. The simplified block of the theorem's proof (one head, Q = K =
-0, all matrices d x d, ReLU) is computed to show the effect of the simplification, and has no band.
+least-squares slope of the L2 norm's logarithm against ln L. The simplified block of the theorem's proof (one head, Q =
+K = 0, all matrices d x d, ReLU) is computed to show the effect of the simplification, and has no band.
 
 Band: at most 0.1. The theorem bounds the gradient from above, so the gradient's exponent is at most 0 in the limit of
 large L. For four depths of at most 64, this project's tolerance is 0.1. Verdict: by the rule in verdicts.py.

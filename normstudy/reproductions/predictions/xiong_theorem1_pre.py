@@ -5,8 +5,8 @@ is at most of the order d sqrt(ln d / L) in a pre-norm transformer of L blocks. 
 to the residual stream. The final norm therefore divides the last block's gradient by a number that grows as sqrt(L).
 
 Computed: the gradient's L2 norm in the real block (4 heads, GELU) at each depth. The result for each seed is the
-least-squares slope of the norm's logarithm against ln L. Twenty seeds are used because with five seeds the interval's
-half-width is 0.07.
+least-squares slope of the L2 norm's logarithm against ln L. Twenty seeds are used because with five seeds the
+interval's half-width is 0.07.
 
 Band: at most -0.4. The theorem bounds the gradient from above, so the gradient's exponent is at most -0.5 in the limit
 of large L. For four depths of at most 64, this project's tolerance is 0.1. Verdict: by the rule in verdicts.py.
