@@ -263,7 +263,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("run results_dir='a\0b'", ["results_dir 'a\\x00b'", "control character"]),
     (f"run TINY results_dir={'x' * 300}", ["File name too long"]),
     ("run results_dir='caf\udce9'", ["results_dir 'caf\\udce9'", "not UTF-8"]),
-    ("sweep seed=0,1 results_dir=x:y", ["results_dir 'x:y' study 'scratch' contains 'x:'", "an address"]),
+    ("sweep seed=0,1 results_dir=x:y", ["results_dir 'x:y' with study 'scratch' contains 'x:'", "an address"]),
     ("run results_dir=run-12:30", ["results_dir 'run-12:30'", "contains 'run-12:'"]),
     ("run results_dir='./s3:/x'", ["contains 's3:'"]),
     ("run results_dir='a/b=c'", ["results_dir 'a/b=c'", "contains '='", "a partition"]),
