@@ -314,7 +314,7 @@ def test_a_run_that_fails_in_a_job_is_told_as_here(tmp_path: Path) -> None:
     code, _, err = end(running, tmp_path)
     assert code == 1, err
     again = "Rerun the same command to try the failed runs again"
-    assert re.search(rf"^error: 4 of 4 runs failed \(RuntimeError: the text changed.*{again}", err, re.M)
+    assert re.search(rf"^error: 4 of 4 runs failed \(RuntimeError: the training text changed.*{again}", err, re.M)
     assert set(tables.statuses(tmp_path / STUDY).values()) == {"failed"}
 
 

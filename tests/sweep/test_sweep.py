@@ -177,13 +177,13 @@ def test_a_text_that_changes_under_a_sweep_fails_its_runs_and_no_others(tmp_path
     text.write_text("the quick brown fox jumps over the lazy dog. " * 500)
     planned = planning.plan([tiny(tmp_path), tiny(tmp_path, data="file", path=str(text))])
     text.write_text("a lazy dog jumps over the quick brown fox. " * 500)
-    with pytest.raises(execute.RunsFailed, match=r"1 of 2 runs failed .*the text changed"):
+    with pytest.raises(execute.RunsFailed, match=r"1 of 2 runs failed .*the training text changed"):
         execute.execute(planned, REQUEST)
     runs = tables.read(tmp_path / "tiny", "runs").set_index("data")
     assert runs.loc["synthetic", "status"] == "done"
     assert runs.loc["file", "status"] == "failed"
     log = tmp_path / "tiny" / "state" / "logs" / f"{runs.loc['file', 'run_id']}-1.txt"
-    assert "RuntimeError: the text changed" in log.read_text()
+    assert "RuntimeError: the training text changed" in log.read_text()
     again = planning.plan([tiny(tmp_path, data="file", path=str(text))])
     assert again.ids[0] != runs.loc["file", "run_id"]  # another text is another run
 

@@ -116,7 +116,7 @@ def test_a_run_is_tried_so_often_and_then_left(tmp_path: Path, capfd: pytest.Cap
     run_id = planning.plan([config]).ids[0]
     write(bad)
     for n in (1, 2, 3):
-        with pytest.raises(execute.RunsFailed, match=r"1 of 1 runs failed \(RuntimeError: the text changed"):
+        with pytest.raises(execute.RunsFailed, match=r"1 of 1 runs failed \(RuntimeError: the training text changed"):
             execute.execute(planning.plan([config]), REQUEST)
         assert records.tries_of(tmp_path / "tiny") == {run_id: n}
     write(good)
