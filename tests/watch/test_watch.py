@@ -555,6 +555,21 @@ def test_an_error_of_the_watch_stops_the_watch_and_not_the_training(
     assert len(normstudy.load(tmp_path / "mine").steps) >= 2
 
 
+def test_a_step_has_the_same_stream_however_seldom_steps_are_probed(tmp_path: Path) -> None:
+    """The stream is measured only near probed steps, but at these completely."""
+    streams = []
+    for every in (1, 8):
+        model = made(Encoder)
+        optimizer = adamw(model)
+        with watched(model, optimizer, tmp_path, study=f"every{every}", dense=0, every=every):
+            plain_loop(model, optimizer, 18)
+        rows = normstudy.load(tmp_path / f"every{every}").residual.drop(columns="run_id")
+        streams.append(rows[rows["step"] % 8 == 0].reset_index(drop=True))
+    assert sorted(set(streams[1]["step"])) == [0, 8, 16]
+    assert streams[1].notna().all(axis=None)
+    pd.testing.assert_frame_equal(*streams)
+
+
 def test_a_run_goes_on(tmp_path: Path) -> None:
     model = made(Encoder)
     optimizer = adamw(model)
