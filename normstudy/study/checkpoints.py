@@ -17,7 +17,7 @@ MAX_HEADER = 1 << 20  # maximum bytes of safetensors' JSON header; a longer head
 
 
 class Head(NamedTuple):
-    """The progress that a checkpoint records, which can be read without torch."""
+    """A run's progress, read from its checkpoint without torch."""
 
     step: int  # the run's next step
     written: float  # when the file was written, in seconds since 1970
@@ -45,7 +45,7 @@ def metadata_of(file: BinaryIO) -> dict[str, str]:
 
 
 def head_of(study_dir: Path, run_id: str) -> Head:
-    """Read a run's progress from its checkpoint, without verifying the checksum; NO_HEAD if that is impossible."""
+    """Read a run's progress from its checkpoint; NO_HEAD if the file cannot be read. The checksum is not verified."""
     try:
         with open(study_dir / FOLDER / run_id, "rb", opener=places.opener) as file:
             is_checkpoint = file.read(len(FORMAT)) == FORMAT

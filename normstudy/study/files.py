@@ -75,7 +75,7 @@ def place_output(out: Path, relative: str, data: bytes) -> None:
 
 @contextlib.contextmanager
 def scratch_folder(above: Path, name: str) -> Iterator[Path]:
-    """Create a locked folder in `above`; remove the folder at the end. Also remove the folders of killed commands."""
+    """Create a locked folder in `above` for a `with` block. Remove it at the end, and also those of killed commands."""
     folder = Path(tempfile.mkdtemp(".part", f"{name}{SCRATCH}", above))
     lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -98,8 +98,7 @@ def scratch_folder(above: Path, name: str) -> Iterator[Path]:
 def place_all(study_dir: Path, files: Iterable[tuple[str, bytes | None]]) -> None:
     """Atomically write several files, given as (relative path, bytes). All files are fsynced before any is moved.
 
-    For a file that already exists, the bytes are None. The existing file's folder is fsynced too, because the process
-    that wrote the file may have been killed before the fsync.
+    Pass None as the bytes of a file that exists: its folder is fsynced, in case the file's writer was killed before.
     """
     state, writer = study_dir / "state", f"{socket.gethostname()}-{os.getpid()}"
     targets, folders = dict[Path, Path](), set[Path]()
@@ -163,7 +162,7 @@ def reading(path: Path, study_dir: Path) -> Iterator[None]:
 
 
 def is_damage(error: Exception) -> bool:
-    """Return whether damage to a file caused an error in reading the file, and not missing permission or memory."""
+    """Whether an error in reading a file means that the file is damaged; False for missing permission or memory."""
     # pyarrow's OSError for damaged bytes has no errno. The OSError of places.opener for a folder or a pipe has errno 0.
     # The operating system's errors have positive numbers, of which only EIO (input/output error) means damage.
     known = (None, 0, errno.EIO)
@@ -185,7 +184,7 @@ def remove_parts(study_dir: Path) -> None:
 
 
 def check_not_swapping(study_dir: Path) -> None:
-    """Raise ConfigError if a compaction, alive or killed, has moved tables/ away, or if the study cannot be read."""
+    """Raise ConfigError if the study cannot be read, or if a running or killed compaction has moved tables/ away."""
     try:
         swapping = (study_dir / OLD_TABLES).exists() and not (study_dir / "tables").exists()
     except OSError as error:
@@ -218,7 +217,7 @@ def finish_swap(study_dir: Path) -> None:
                 f"{old} contains the tables that an interrupted compaction was replacing, but {now} has newer files: "
                 f"to keep the old tables, move {now} away; to keep the newer files, move {old} away"
             )
-        # If tables/ exists, a command created this folder after the interruption. Remove the folder, which has no rows.
+        # If tables/ exists, a later command created it without rows. Remove it, because os.rename would fail.
         shutil.rmtree(now, ignore_errors=True)
         os.rename(new if new.is_dir() else old, now)
         fsync(study_dir)

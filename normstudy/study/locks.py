@@ -26,8 +26,8 @@ from normstudy.study import files, tables
 LOCK = "state/lock"
 RUN_LOCKS = "state/run_locks"
 KERNEL_LOCKS = Path("/proc/locks")
-# By default, `normstudy run` waits this long for the lock: another `normstudy run` may be about to end, and then holds
-# the lock exclusively while it removes state/.
+# By default, `normstudy run` waits this long for the lock, because another `normstudy run` that is about to end holds
+# the lock exclusively for a moment, while it removes state/.
 PATIENCE_SECONDS = 1.0
 
 
@@ -48,7 +48,7 @@ def hold_study(study_dir: Path, command: str, *, shared: bool = False, patience:
 
     If the lock is exclusive, also complete a compaction that was killed between its two renames.
     command: this command's text, which other commands show in their error message when the lock is taken.
-    shared: whether other `normstudy run` commands, which write other files, may hold the lock at the same time.
+    shared: whether other `normstudy run` commands may hold the lock at the same time (each writes its own files).
     patience: seconds to wait for another command to end (default: PATIENCE_SECONDS if shared, else 0).
     Raises ConfigError if another command holds the lock, if the folder cannot be written, or if `shared` is true and a
     killed compaction must be completed first.
@@ -128,9 +128,9 @@ def _note(content: bytes) -> Holder:
 def holder_of(study_dir: Path) -> Holder | None:
     """Return the holder of the study's lock; None if the lock is free.
 
-    The holder that the lock file names may have ended, so this function also reads the kernel's list of locks. This
-    function does not try to take the lock, because a sweep that starts at that moment would then fail. If the holder
-    runs on another machine, the returned Holder is not verified.
+    The lock file may name a command that has ended, so this function also reads the kernel's list of locks. It does
+    not test the lock by taking it, because a sweep that starts at the same time would then fail. A holder on another
+    machine is returned with `verified` false.
     """
     try:
         status, content = (study_dir / LOCK).stat(), places.read(study_dir / LOCK)

@@ -42,7 +42,7 @@ def bytes_of(content: pa.Table, **options: object) -> bytes:
 
 
 def write_options(table: str) -> dict[str, object]:
-    """Return a table's write options. The many files of `runs` must be fast to write, and other files small."""
+    """Return a table's write options, which make files of `runs` fast to write and files of other tables small."""
     if table == "runs":
         return {
             "compression": "none", "use_dictionary": False, "write_statistics": False,
@@ -80,10 +80,10 @@ def open_file(source: Path | bytes) -> pq.ParquetFile:
     _check_footer(opened)
     file = pq.ParquetFile(opened, page_checksum_verification=True)
     groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-    # If an older version wrote the file without a checksum, a flipped bit in a number of rows could hide rows.
+    # Older versions wrote no checksum of the footer, so a flipped bit in a row count could hide rows.
     uneven = any(g.num_columns and g.column(0).num_values != g.num_rows for g in groups)
     if uneven or sum(g.num_rows for g in groups) != file.metadata.num_rows:
-        raise ValueError("the file's row counts contradict each other")
+        raise ValueError("its footer states contradictory numbers of rows")
     return file
 
 
@@ -134,7 +134,7 @@ def read_row(study_dir: Path, run_id: str) -> dict[str, object] | None:
 def unknown_columns(table: str, names: Sequence[str]) -> list[str]:
     """Return the columns in `names` that a newer version added. Raises ArrowInvalid if known columns are also missing.
 
-    A newer version removes no column. If a known column is missing, the unknown name is its damaged name.
+    Newer versions only add columns. So if a known column is missing, the unknown name is that column's damaged name.
     """
     unknown, missing = sorted({*names} - {*SCHEMAS[table].names}), [f for f in SCHEMAS[table].names if f not in names]
     if unknown and missing:
@@ -145,7 +145,7 @@ def unknown_columns(table: str, names: Sequence[str]) -> list[str]:
 def conform(table: str, content: pa.Table) -> pa.Table:
     """Return `content` in this version's schema, unchanged if it already has that schema.
 
-    Missing config columns are filled with the value that the older version implied; other missing columns are null.
+    A missing config column gets the value that the older version always used; other missing columns are null.
     Raises ConfigError for a newer version's columns, and ArrowInvalid for a column whose name or type is damaged.
     """
     fields = SCHEMAS[table]
@@ -155,13 +155,13 @@ def conform(table: str, content: pa.Table) -> pa.Table:
         raise ConfigError(f"{table} has columns unknown to normstudy {__version__}: {unknown}. Update normstudy")
     for f in content.schema:  # older versions wrote no checksum of the types, and a wrong type changes the values
         kind = fields.field(f.name).type
-        # pandas writes integers with nulls as floats. The cast below raises an error for a float with a fraction.
+        # Accept floats as integers: pandas writes integers with nulls as floats. The cast below rejects fractions.
         alike = pa.types.is_integer(kind) and pa.types.is_floating(f.type)
         if f.type != kind and not alike and not (_is_text(f.type) and _is_text(kind)):
             raise pa.ArrowInvalid(f"its column {f.name} has the type {f.type} instead of {kind}")
     known: dict[str, object] = {**cfg.ABSENT, "resolved_qk_norm": "none"} if table == "runs" else {}
     for f in [f for f in fields if f.name not in content.schema.names]:
-        # Versions that did not write resolved_norm knew no norm `auto`, so the resolved norm is the requested norm.
+        # Versions without the column resolved_norm had no norm `auto`, so their resolved norm is the requested norm.
         implied = pa.array([known.get(f.name)] * content.num_rows, f.type)
         content = content.append_column(f, content["norm"] if f.name == "resolved_norm" else implied)
     return content.select(fields.names).cast(fields)
@@ -186,7 +186,7 @@ def join(parts: Sequence[pa.Table]) -> pa.Table:
 
 
 def rows_by_step(part: pa.Table) -> list[Stretch]:
-    """Count the rows of each run at each step. Equal steps that are not consecutive are counted separately."""
+    """Count the rows of each run at each step. Rows that are not consecutive are counted separately."""
     ids, steps = part["run_id"].dictionary_encode().combine_chunks(), part["step"].fill_null(-1).to_numpy()
     codes = ids.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     starts = np.flatnonzero(np.diff(codes, prepend=-2) | np.diff(steps, prepend=-2))
@@ -200,7 +200,7 @@ def read_file(path: Path, wanted: pa.Schema, chosen: Sequence[str] | None = None
     """Read a table's file, one row group at a time. wanted: the columns to read, including the table's keys.
 
     chosen: sorted run_ids; only the rows of these runs are read from a compacted file (default: all rows). Raises
-    ConfigError if the file is damaged, or if it contains rows of another run or window than its name says.
+    ConfigError if the file is damaged, or if its rows do not belong to the run and window in its name.
     """
     with files.reading(path, path.parents[2]):
         chosen = chosen if path.name == COMPACTED_FILE else None
@@ -218,7 +218,7 @@ def read_file(path: Path, wanted: pa.Schema, chosen: Sequence[str] | None = None
 
 
 def _check_name(path: Path, part: pa.Table) -> None:
-    """Raise ConfigError if a file, perhaps a copy, contains rows of another run or window than its name says."""
+    """Raise ConfigError if a file's rows do not belong to the run and window in its name."""
     table = path.parent.name
     held = sorted(map(str, part["run_id"].unique().to_pylist()))
     what = f"rows of {', '.join(held)}" if held and held != [run_of(table, path.name)] else ""

@@ -32,7 +32,7 @@ def check_study(results_dir: str, study: str) -> None:
 
 
 def check_own_folders(study_dir: Path) -> Path:
-    """Return the folder of a study. Raise ConfigError if a folder in it, tables/ or state/ is a symbolic link."""
+    """Return `study_dir`. Raise ConfigError if one of the study's own folders is a symbolic link."""
     inside = (path for name in ("tables", "state") for path in (study_dir / name).glob("*"))
     for folder in (*(study_dir / name for name in (*OWN_FOLDERS, "figures", "export")), *inside):
         if folder.is_symlink():

@@ -20,7 +20,7 @@ from normstudy.config import RunConfig
 from normstudy.study import files, parquet, schema, tables
 
 LOGS = "state/logs"
-# The columns of a sweep's record, which has one row per planned run. `batch` is null for a run that is finished.
+# The columns of a sweep's record, which has one row per planned run. `batch` is null for a run finished before.
 RECORD = pa.schema([pa.field("run_id", pa.string(), nullable=False), ("batch", pa.int32()), ("n_steps", pa.int32())])
 
 
@@ -92,7 +92,7 @@ def paths_of(study_dir: Path) -> list[Path]:
 
 
 def read_record(path: Path) -> tuple[SweepRecord, dict[str, int | None]]:
-    """Return a sweep's record, and run_id -> n_steps (None from an older version) of the plan. Raises Damaged."""
+    """Read a sweep's record; also returns run_id -> n_steps of the planned runs (None if unknown). Raises Damaged."""
     with files.reading(path, path.parents[1]):
         table = parquet.read(path)
         if "n_steps" not in table.column_names:

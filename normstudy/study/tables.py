@@ -31,9 +31,9 @@ FILES_AT_ONCE = 64  # files that a thread reads and joins at a time; an uncompac
 def prepare(study_dir: Path, *, shared: bool = False) -> None:
     """Create the study's folders and schema files, and add the columns that an older version's files lack.
 
-    The caller must hold the study's lock. shared: whether other commands may write to the study at the same time. If
-    `shared` is true, no existing file is changed, and missing columns raise ConfigError. A file that is read raises
-    ConfigError if it is damaged or has unknown columns. If a schema file is up to date, its table's files are not read.
+    The caller must hold the study's lock. If a schema file is up to date, its table's other files are not read.
+    shared: whether other commands may write to the study at the same time. Then no existing file is changed.
+    Raises ConfigError if a file is damaged or has unknown columns, or if columns are missing and `shared` is true.
     """
     for table in TABLES:
         folder = study_dir / "tables" / table
@@ -45,12 +45,12 @@ def prepare(study_dir: Path, *, shared: bool = False) -> None:
                 continue
             if shared:
                 raise ConfigError(
-                    f"an older version of normstudy wrote {study_dir}, which lacks columns of this version: to add "
-                    f"the columns, run its sweep or normstudy compact {study_dir} before other commands"
+                    f"{study_dir} was written by an older version of normstudy and lacks new columns: to add the "
+                    f"columns, run its sweep or normstudy compact {study_dir} before other commands"
                 )
         if not shared:
             _add_columns(study_dir, table)
-        # Write the schema file last: if this process is killed before, the next sweep adds the missing columns again.
+        # Write the schema file last: if this process is killed earlier, the next sweep adds the missing columns.
         files.place(study_dir, f"tables/{table}/{SCHEMA_FILE}", encode(table, SCHEMAS[table].empty_table()))
 
 
@@ -87,7 +87,7 @@ def _window_files(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> 
 
 
 def write_runs(study_dir: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write `runs` rows; missing columns are null. Only `done` rows replace `done` rows. Raises StorageError."""
+    """Write `runs` rows; missing columns are null. Only a `done` row replaces a `done` row. Raises StorageError."""
     kept = [row for row in rows if row["status"] == "done" or not is_done(study_dir, str(row["run_id"]))]
     if unknown := {name for row in kept for name in row} - set(SCHEMAS["runs"].names):
         raise KeyError(f"the table runs has no columns named {sorted(unknown)}")
@@ -103,7 +103,7 @@ def is_done(study_dir: Path, run_id: str) -> bool:
 
 
 def damaged_and_unfinished(study_dir: Path) -> list[str]:
-    """Return the runs that have a checkpoint, and so are unfinished, but whose row in `runs` cannot be read."""
+    """Return the unfinished runs (those with a checkpoint) whose row in `runs` cannot be read."""
     found = []
     for run_id in sorted(path.name for path in (study_dir / checkpoints.FOLDER).glob("*")):
         try:
@@ -139,7 +139,7 @@ def names_in(folder: Path) -> list[str]:
     if strange := {name for name in names if not schema.is_stored(folder.name, name)}:
         first, *more = sorted(strange)
         also = f" and {len(more)} more" if more else ""
-        warn(f"{folder}/{first}{also}: not read, because normstudy never writes files of such names; move it away")
+        warn(f"{folder}/{first}{also}: ignored, because normstudy never writes files with such names: move them away")
     return [name for name in names if name not in strange]
 
 
@@ -207,12 +207,12 @@ def read(
     columns, run_ids, module: what to read (default: everything).
     text: whether to return `run_id` and `module` as text; if False, they are pandas categories in alphabetical order,
     which need far less memory. skip: run_ids whose uncompacted files are not read. counted: a list to which the
-    result of parquet.rows_by_step is appended, for the rows of all modules.
+    results of parquet.rows_by_step are added; they count the rows of all modules, whatever `module` is.
     Raises ConfigError for a damaged file or a folder that is not a study.
     """
     check_is_study(Path(study_dir))
     every = table == "runs" and run_ids is None
-    # List the other tables' runs before reading `runs`, so that a run that begins in between does not look lost.
+    # List the runs with windows before reading `runs`: a run that begins in between would seem to lack its row.
     began = runs_with_windows(Path(study_dir)) if every else set()
     compacted = gathered(Path(study_dir), "steps") if every else set()
     wanted = SCHEMAS[table].names if columns is None else {*SORT[table], *columns}
@@ -238,7 +238,7 @@ def runs_with_windows(study_dir: Path) -> set[str]:
 
 
 def warn_of_lost(study_dir: Path | str, run_ids: Collection[str]) -> None:
-    """Warn of the runs `run_ids`, which have windows but no row in `runs`. Print nothing if there are none."""
+    """Warn of runs that have windows but no row in `runs`. If `run_ids` is empty, print nothing."""
     if run_ids:
         also = f" (and of {len(run_ids) - 1} more)" if len(run_ids) > 1 else ""
         what = f"{study_dir}/tables/runs lacks the row of {min(run_ids)}{also}"
@@ -254,7 +254,7 @@ def rows(
     skip: Collection[str] = (),
     counted: list[Stretch] | None = None,
 ) -> pa.Table:
-    """Read a table's rows, unsorted; the arguments are those of `read`. Each dictionary column has one dictionary."""
+    """Read a table's rows, unsorted, with the arguments of `read`. The chunks of a column share one dictionary."""
     names = [name for name in names_in(folder) if run_of(folder.name, name) not in skip]
     if run_ids is not None:
         run_ids, own = sorted(run_ids), set(run_ids)

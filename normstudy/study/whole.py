@@ -38,7 +38,8 @@ class Expected(NamedTuple):
     def last(self, steps: Ints) -> int:
         """Return the last step that must have rows. steps: the steps that have rows.
 
-        If unfinished: the last of `steps`, or what a checkpoint's full windows or a watched run's row say, if later.
+        An unfinished run needs all steps up to the last of `steps`. It also needs all full windows before its
+        checkpoint or, if it is a watched run, all of its n_steps.
         """
         if self.status == "done":
             found = None if self.source == schema.WATCH else self.nonfinite_step
@@ -49,17 +50,17 @@ class Expected(NamedTuple):
 
 
 def expected_of(study_dir: Path | str, values: Iterable[object]) -> Expected:
-    """Return what determines which rows a run must have. values: the run's values of COLUMNS.
+    """Return the values that determine which rows a run must have. values: the run's values of COLUMNS.
 
-    Call this function before reading the other tables. If a sweep is training the run, a checkpoint that is read after
-    the tables may demand rows that the sweep has written in between.
+    Call this function before reading the other tables: a sweep may be training the run, and a later checkpoint would
+    require rows that were written after the tables were read.
     """
     run = Expected(*values)  # type: ignore[arg-type]
     return run if run.status == "done" else run._replace(saved=checkpoints.head_of(Path(study_dir), run.name).step)
 
 
 def steps_of(table: str, run: Expected, last: int) -> Ints:
-    """Return the steps up to `last` that must have rows. The rule is that of training.probes, which imports torch.
+    """Return the steps up to `last` that must have rows: the rule of training.probes, repeated here without torch.
 
     A watched run does not probe its last step, which is unknown in advance. A watched model without a residual stream
     has no rows in `residual`.
@@ -71,7 +72,7 @@ def steps_of(table: str, run: Expected, last: int) -> Ints:
 
 
 def lacking(table: str, run: Expected, steps: Ints, rows: Ints) -> str:
-    """Describe which rows a run lacks or has in excess, in a string that is empty if the rows are right.
+    """Describe which rows a run lacks or has in excess; "" if the rows are right.
 
     steps: the distinct steps, sorted; rows: the number of rows at each step, which must be equal at all steps.
     """
@@ -87,7 +88,7 @@ def lacking(table: str, run: Expected, steps: Ints, rows: Ints) -> str:
 
 
 def wrong_in(table: str, run: Expected, rows: pa.Table) -> str:
-    """Describe which rows of a table a run lacks, in a string that is empty if it lacks none."""
+    """Describe which of its rows in a table a run lacks or has in excess; "" if the rows are right."""
     return _wrong_of(table, [run], parquet.rows_by_step(rows)).get(run.name, "")
 
 
@@ -142,7 +143,7 @@ def find(study_dir: Path, run_ids: Sequence[str]) -> dict[str, str]:
 
 
 def wrong_in_files(study_dir: Path, run: Expected, *, is_new: bool) -> str:
-    """Describe what is wrong with the files of an unfinished run, in a string that is empty if nothing is wrong.
+    """Describe what is wrong with the files of an unfinished run; "" if they are sound.
 
     is_new: whether the run has neither a row in `runs` nor a checkpoint; then it must have no windows.
     """
@@ -175,6 +176,6 @@ def remedy(study_dir: Path) -> str:
 
 
 def said(wrong: Mapping[str, str]) -> str:
-    """Return a line about the runs that lack rows. wrong: run_id -> what is wrong."""
+    """Describe the first run that lacks rows, and count the others, in one line. wrong: run_id -> what is wrong."""
     (run_id, what), *more = wrong.items()
     return f"{run_id}: {what}" + (f" (and of {len(more)} more run{'s' * (len(more) > 1)})" if more else "")

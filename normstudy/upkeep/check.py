@@ -1,7 +1,7 @@
 """Implement `normstudy check`: verify every file of a study, and say what to do about each damaged or missing file.
 
 The check changes nothing and takes no lock, so a sweep may be writing at the same time. A sweep writes a finished
-run's `runs` row last. The check reads `runs` first, so that rows still being written are not reported as missing.
+run's `runs` row last. The check reads `runs` first, so each run that it sees as finished has all its rows.
 """
 
 import os
@@ -268,7 +268,7 @@ def _check_series(
         elif run_id in found.names or run_id in found.of_runs or "runs" in found.damaged:
             continue
         elif not (found.study / "tables" / "runs" / f"{run_id}.parquet").exists():
-            # The condition looks for the row again, because the run may have started after the check read tables/runs.
+            # The `elif` looks for the row again, because the run may have started after the check read tables/runs.
             found.wrong(run_id, f"tables/{table} has {n} of this run, but tables/runs lacks the run's row")
     unread = found.compacted if table in found.damaged else set()
     left = [run for run in runs.values() if run.name not in compacted | unread]

@@ -24,7 +24,7 @@ from normstudy.workers import heartbeat
 # The maximum number of attempts to read a study, and the seconds between attempts. An attempt fails while a
 # compaction replaces the tables.
 TRIES, WAIT = 4, 0.2
-# Approximate number of rows of the table `steps` to read at a time; they need a few hundred megabytes of memory.
+# Read about this many rows of the table `steps` at a time. They need a few hundred megabytes of memory.
 AT_ONCE = 4_000_000
 COLUMNS = ("finished_at", *sorted({*RUN_COLUMNS, *likely_stuck.COLUMNS}))
 
@@ -35,7 +35,7 @@ def look(study: Path) -> Status:
 
 
 def watch(study: Path, every: float) -> None:
-    """Print the status of a study every `every` seconds, until nothing is left to watch."""
+    """Print the status of a study every `every` seconds, until training has ended."""
     looker, redraws, back, drawn = Looker(study), sys.stdout.isatty(), "", 0
     while True:
         status = looker.look()
@@ -167,9 +167,9 @@ class Looker:
         return self._jobs
 
     def _read_rows(self) -> tuple[pd.DataFrame, tuple[int, int] | None]:
-        """Read the `runs` rows of runs not known to be finished, and the compacted file's inode and time of change."""
+        """Read the `runs` rows of runs that had not finished before; also returns the compacted file's _stamp()."""
         folder, compacted, ids = self.study / "tables" / "runs", self._stamp(), None
-        # A compacted file that was replaced may have new runs: then ids stay None, and all rows are read.
+        # If the compacted file was replaced, it may have new runs. Then read all rows: leave `ids` at None.
         if compacted == self._compacted:
             ids = [i for name in tables.names_in(folder) if (i := schema.run_of("runs", name)) not in self._done]
         frame = tables.read(self.study, "runs", list(COLUMNS), ids)
@@ -195,8 +195,8 @@ class Looker:
             return set()
         if not holder.alone or not self._sweeps or math.isnan(holder.since):
             return running
-        # A sweep writes its record after taking the lock. A holder without a newer record trains nothing: it is a
-        # compaction, or a sweep that has just begun.
+        # A sweep takes the lock and then writes its record. If no record is newer than the lock, the holder trains
+        # nothing: it is a compaction, or a sweep that has just begun.
         newest = next(reversed(self._sweeps.values()))
         return set(newest.trains) if newest.began >= holder.since else set()
 
@@ -209,7 +209,7 @@ class Looker:
 
 
 def commands_for(sweeps: Sequence[records.SweepRecord], run_ids: Set[str]) -> tuple[str, ...]:
-    """Return the newest commands that together train all `run_ids`; none if a command is not recorded."""
+    """Return the newest commands that together train all `run_ids`; () if some run has no recorded command."""
     found, left = dict[str, None](), set(run_ids)
     for sweep in reversed(sweeps):
         if sweep.command and left & sweep.trains:

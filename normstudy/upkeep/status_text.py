@@ -46,7 +46,7 @@ class Jobs(NamedTuple):
 
     @property
     def over(self) -> bool:
-        """Whether Slurm's latest answer said that no job is left. It may be wrong (see arrays.AGAIN_SECONDS)."""
+        """Whether Slurm's latest answer was that no job is left. The answer may be wrong (see arrays.AGAIN_SECONDS)."""
         return self.looks > 0
 
 
@@ -80,10 +80,10 @@ class Status:
 
     @property
     def over(self) -> bool:
-        """Whether training has ended. It has not ended while a process of this machine holds the study's lock.
+        """Whether training has ended; False while a process of this machine holds the study's lock.
 
-        Otherwise it has ended if Slurm answers that no job is left. If there are no jobs or Slurm does not answer, it
-        has ended if every planned run has finished or failed.
+        If Slurm answers about the study's jobs, training has ended when no job is left. Otherwise it has ended when
+        every planned run has finished or failed.
         """
         if self.holder and self.verified:
             return False

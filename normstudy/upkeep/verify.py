@@ -24,7 +24,7 @@ STATUSES = ("running", "done", "failed")
 
 
 def wrong_in_row(row: Mapping[str, object]) -> str:
-    """Describe what is wrong with a `runs` row, in a string that is empty if the row is sound."""
+    """Describe what is wrong with a `runs` row; "" if the row is sound."""
     if row["status"] not in STATUSES:
         return f"status {row['status']} is not one of {', '.join(STATUSES)}"
     if row["source"] == schema.WATCH:
@@ -41,14 +41,14 @@ def wrong_in_row(row: Mapping[str, object]) -> str:
 
 
 def digest_of(row: Mapping[str, object]) -> str:
-    """Compute from a `runs` row the hexadecimal digits at the end of the run_id, as `config.run_id` does."""
+    """Compute the hexadecimal digits at the end of a run's id from its `runs` row, as `config.run_id` does."""
     values = {c: row[c] for c in (*cfg.asked_types(), "placement_sha256", "norm_sha256")}
     values |= {f.name: row[f"resolved_{f.name}"] for f in dataclasses.fields(cfg.Resolved)}
     return cfg.digest(cfg.identity_of(values, {c: row[c] for c in ("identity_version", "numerics", "data_sha256")}))
 
 
 def duplicates_in(rows: pa.Table) -> str:
-    """Describe how many of a run's rows in a table other than `runs` are duplicates; an empty string if none are."""
+    """Return e.g. `has 2 duplicate rows`, given a run's rows in a table other than `runs`; "" if there are none."""
     keys = [name for name in ("step", "layer", "module") if name in rows.schema.names]
     n = rows.num_rows - rows.group_by(keys).aggregate([]).num_rows
     return f"has {count_text(n, 'duplicate row')}" if n else ""
@@ -69,7 +69,7 @@ def wrong_in_checkpoints(study: Path) -> list[str]:
 
 
 def _wrong_in_checkpoint(path: Path) -> str:
-    """Describe what is wrong with a checkpoint, in a string that is empty for a sound or removed file."""
+    """Describe what is wrong with a checkpoint; "" if the file is sound or was removed."""
     try:
         with open(path, "rb", opener=places.opener) as file:
             if what := checkpoints.wrong_in(file):
@@ -83,7 +83,7 @@ def _wrong_in_checkpoint(path: Path) -> str:
 
 
 def wrong_in_records(study: Path) -> list[str]:
-    """Return a finding for each file in sweeps/ that is damaged or no record, and for a search's missing settings."""
+    """Return a finding for each file in sweeps/ that is damaged or not a record, and for missing search settings."""
     lines, searched = [], ""
     for path in sorted((study / "sweeps").glob("*.parquet")):
         if path.is_dir() or records.began_of(path.name) is None:

@@ -94,7 +94,7 @@ def test_a_command_that_shares_the_study_changes_no_file(tmp_path: Path) -> None
     study = handmade_study(tmp_path, n_layers=(2,), peak_lrs=(3e-3,))
     make_older(study)
     before = {path: path.read_bytes() for path in study.rglob("*.parquet")}
-    with pytest.raises(ConfigError, match=r"older version of normstudy wrote .*run its sweep"):
+    with pytest.raises(ConfigError, match=r"older version of normstudy and lacks .*run its sweep"):
         tables.prepare(study, shared=True)
     assert {path: path.read_bytes() for path in study.rglob("*.parquet")} == before
 

@@ -409,7 +409,7 @@ def test_only_names_that_the_store_writes_are_read(table: str, study: Path, trai
     strays = [study / "tables" / table / name.format(run) for name in STRANGE]
     for stray in strays:
         shutil.copy(study / "tables" / table / f"{run}.parquet", stray)
-    with pytest.warns(MissingRows, match=" and 5 more: not read, because normstudy never writes files of") as told:
+    with pytest.warns(MissingRows, match=" and 5 more: ignored, because normstudy never writes files with") as told:
         assert_same_rows(study, trained)
     assert len({str(one.message) for one in told}) == 1
     report = check_study(study).text
