@@ -75,7 +75,7 @@ def place_output(out: Path, relative: str, data: bytes) -> None:
 
 @contextlib.contextmanager
 def scratch_folder(above: Path, name: str) -> Iterator[Path]:
-    """Create a locked folder in `above` for a `with` block. Remove it at the end, and also those of killed commands."""
+    """Create a locked folder for a `with` block, then remove it. Also remove the folders of killed commands."""
     folder = Path(tempfile.mkdtemp(".part", f"{name}{SCRATCH}", above))
     lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -98,7 +98,7 @@ def scratch_folder(above: Path, name: str) -> Iterator[Path]:
 def place_all(study_dir: Path, files: Iterable[tuple[str, bytes | None]]) -> None:
     """Atomically write several files, given as (relative path, bytes). All files are fsynced before any is moved.
 
-    Pass None as the bytes of a file that exists: its folder is fsynced, in case the file's writer was killed before.
+    For an existing file, pass None. Its folder is fsynced, because its writer may have been killed before that fsync.
     """
     state, writer = study_dir / "state", f"{socket.gethostname()}-{os.getpid()}"
     targets, folders = dict[Path, Path](), set[Path]()
@@ -217,7 +217,7 @@ def finish_swap(study_dir: Path) -> None:
                 f"{old} contains the tables that an interrupted compaction was replacing, but {now} has newer files: "
                 f"to keep the old tables, move {now} away; to keep the newer files, move {old} away"
             )
-        # If tables/ exists, a later command created it without rows. Remove it, because os.rename would fail.
+        # If tables/ exists, a later command created it without rows. Remove it, because otherwise os.rename would fail.
         shutil.rmtree(now, ignore_errors=True)
         os.rename(new if new.is_dir() else old, now)
         fsync(study_dir)

@@ -20,7 +20,7 @@ from normstudy.config import RunConfig
 from normstudy.study import files, parquet, schema, tables
 
 LOGS = "state/logs"
-# The columns of a sweep's record, which has one row per planned run. `batch` is null for a run finished before.
+# The columns of a sweep's record, which has one row per planned run. `batch` is null for runs that had finished.
 RECORD = pa.schema([pa.field("run_id", pa.string(), nullable=False), ("batch", pa.int32()), ("n_steps", pa.int32())])
 
 

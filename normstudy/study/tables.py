@@ -32,7 +32,7 @@ def prepare(study_dir: Path, *, shared: bool = False) -> None:
     """Create the study's folders and schema files, and add the columns that an older version's files lack.
 
     The caller must hold the study's lock. If a schema file is up to date, its table's other files are not read.
-    shared: whether other commands may write to the study at the same time. Then no existing file is changed.
+    shared: whether other commands may write to the study at the same time. If so, no existing file is changed.
     Raises ConfigError if a file is damaged or has unknown columns, or if columns are missing and `shared` is true.
     """
     for table in TABLES:

@@ -45,7 +45,7 @@ def compact_study(study_dir: Path, *, seal: bool = False) -> str:
 def forget(study_dir: Path, run_ids: Sequence[str], *, shared: bool) -> None:
     """Remove runs from a study's tables, so that a sweep trains them again. The caller must hold the study's lock.
 
-    shared: whether other commands may be writing to the study. Then a run in the compacted files raises ConfigError.
+    shared: whether other commands may be writing to the study. If so, raises ConfigError for a compacted run.
     """
     compacted = tables.gathered(study_dir, "runs")
     gathered = [run_id for run_id in run_ids if run_id in compacted]
