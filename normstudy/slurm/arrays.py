@@ -42,7 +42,7 @@ class Array(NamedTuple):
 
 
 def write(study_dir: Path, array: Array) -> None:
-    """Write the record. The caller must hold the study's lock. Raises a ConfigError if another user owns FOLDER."""
+    """Write the record. The caller must hold the study's lock. Raises a ConfigError if FOLDER is not the user's own."""
     folder = study_dir / FOLDER
     with files.storing(study_dir):
         folder.mkdir(mode=MODE, parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def check_own(folder: Path) -> None:
     there = folder.lstat()
     if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid():
         raise ConfigError(
-            f"{folder} is not a folder of your own, so another user could replace the code that the jobs execute: "
+            f"{folder} is not a folder that you own, so another user could replace the code that the jobs execute: "
             "remove this path, or choose another study"
         )
 
@@ -83,7 +83,7 @@ def read(study_dir: Path) -> Array | None:
 def remove(study_dir: Path, array: Array | None) -> None:
     """Remove an ended array's record and pickles, but not its logs. The caller must hold the study's exclusive lock.
 
-    Raises a ConfigError if the record is no longer `array`, which was read before the lock was taken.
+    array: the record that the caller read before it took the lock. Raises a ConfigError if the record has changed.
     """
     if read(study_dir) != array:
         raise ConfigError(f"another command has just submitted jobs for {study_dir}: see normstudy status {study_dir}")

@@ -69,7 +69,7 @@ def cancel(job_id: str, name: str) -> None:
 
 
 def is_preempted() -> bool:
-    """Return whether this process's job is preempted: it runs on for a grace time, then Slurm requeues it."""
+    """Return whether Slurm is preempting this process's job. After a grace time, Slurm requeues the job."""
     try:
         fields = dict(re.findall(r"(\w+)=(\S+)", _call("scontrol", "show", "job", os.environ["SLURM_JOB_ID"])))
     except (KeyError, Unavailable):
@@ -118,7 +118,7 @@ def reason_of(errors: str) -> str:
 def _call(*words: str, harmless: str | None = None) -> str:
     """Run a Slurm command and return its output. Raises Unavailable if the command fails, is missing or hangs.
 
-    harmless: the text of an error after which the output is empty, and nothing is raised.
+    harmless: if the error contains this text, return "" instead of raising Unavailable.
     """
     # The user's SQUEUE_* and SCANCEL_* variables would change what squeue prints and what scancel ends.
     env = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SCANCEL_"))}

@@ -52,7 +52,7 @@ def _refused(why: object) -> ConfigError:
 
 
 def shares(tasks: Sequence[Task], workers: int, most: int) -> list[list[Task]]:
-    """Split tasks, in order, into jobs of `workers` tasks each, or of more tasks if there would be over `most` jobs."""
+    """Split tasks, in order, into at most `most` jobs: of up to `workers` tasks, or more if `most` requires it."""
     n = min(math.ceil(len(tasks) / workers), most)
     edges = [math.ceil(len(tasks) * i / n) for i in range(n + 1)]
     return [list(tasks[low:high]) for low, high in itertools.pairwise(edges)]
@@ -61,7 +61,7 @@ def shares(tasks: Sequence[Task], workers: int, most: int) -> list[list[Task]]:
 def submit(
     study_dir: Path, tasks: Sequence[Task], execution: ExecutionConfig, command: str, since: datetime.datetime
 ) -> Array:
-    """Submit one or more tasks. The caller must hold the study's exclusive lock; the jobs wait for its release.
+    """Submit one or more tasks. The caller must hold the study's exclusive lock, for which the jobs wait.
 
     Raises a ConfigError, and removes the jobs' record, if Slurm refuses the jobs. since: when the sweep began.
     """
@@ -111,10 +111,10 @@ def submit(
 
 @contextlib.contextmanager
 def _beyond_signals() -> Iterator[None]:
-    """Protect sbatch, which submitit starts in the `with` block, from SIGNALS. This process gets them afterwards.
+    """Protect sbatch, which the `with` block starts, from SIGNALS. This process receives them after the block.
 
-    The shell of sbatch starts with SIGNALS blocked, so no signal can end it before it ignores them. This process must
-    not ignore SIGNALS: a thread of pyarrow, in which they are not blocked, would receive a signal, and lose it.
+    The shell that runs sbatch starts with SIGNALS blocked, so no signal can end this shell before `trap` ignores them.
+    This process must not ignore SIGNALS: a thread of pyarrow, which does not block them, would discard a signal.
     """
     import submitit
 

@@ -6,11 +6,11 @@ from normstudy.config import BPE_VOCAB, EVAL_CHUNK, GATED, RunConfig, resolve
 from normstudy.config.execution import workers_of
 
 # On a CPU a larger batch spreads the overhead of each operation over more runs, but no longer fits into the caches.
-# This table has the CPU time of one step of one run in ms, with 4, 8, 16, 32 and 64 runs per batch (- is not measured).
+# This table has the CPU time of one step of one run in ms, with 4, 8, 16, 32 and 64 runs per batch (-: not measured).
 # d32 L4 is a model with d_model 32 and 4 layers. Measured with two busy cores of an EPYC Zen 5 (torch 2.13, NumPy 2.4).
 #     d32 L4   -, 2.71, 2.23, 2.10, 2.05       d64 L2   -, 5.23, 5.26, 5.41, -
 #     d64 L6   13.9, 12.6, 13.1, 13.5, -       d128 L6  66.5, 70.3, -, -, -
-# Therefore runs are added to a batch until their residual streams together have about CPU_STREAM numbers.
+# Small models train fastest in large batches. So a batch's residual streams have about CPU_STREAM numbers in total.
 CPU_STREAM = 2**19
 CPU_RUNS = (4, 32)  # fewest and most runs per batch
 GPU_RUNS = 1024  # most runs per batch; a larger batch would not train faster
@@ -22,7 +22,7 @@ PROCESS = 2**28  # bytes of a process that has imported torch
 
 
 def runs_per_batch(config: RunConfig, device: str, workers: int) -> int:
-    """Return how many runs with the shape of `config` a batch may have. It is assumed that jobs share no node."""
+    """Return how many runs with the shape of `config` a batch may have. Assumes that each job has its own node."""
     execution = config.execution
     if on_slurm := execution.cluster == "slurm":
         workers = workers_of(execution)
@@ -44,8 +44,8 @@ def bytes_of_run(config: RunConfig) -> int:
     """Estimate how many bytes a run needs for parameters, two gradient copies, two optimizer slots and activations."""
     m, d = config.model, config.data
     d_ff, vocab_size = resolve(m).d_ff, _vocab_size(config)
-    # For the backward pass, a block keeps its input, the outputs of two norms, q, k, v, the weights, mixed values and
-    # output of attention, the MLP's output, and the activation's input and output. The loss keeps logits and softmax.
+    # Kept for the backward pass, per block: input, norm outputs, q, k, v, attention weights, weighted values, attention
+    # output, MLP output, and the activation's input and output. Kept for the loss: logits and softmax.
     widths = 12 * m.d_model + (4 if m.activation in GATED else 2) * d_ff + m.n_heads * d.seq_len
     per_token = m.n_layers * widths + 3 * vocab_size
     at_once = 8 * m.d_model + 2 * d_ff + m.n_heads * d.seq_len  # evaluation keeps one block's activations at a time

@@ -30,7 +30,7 @@ class Asked(NamedTuple):
 
 
 Compose = Callable[[Sequence[Asked]], list[RunConfig]]  # returns the configuration of each run
-# Writes the settings, if given, under the study's lock, then trains a round. The text is for the progress bar.
+# Trains a round, and first stores the search's settings unless they are None. The str is shown before the progress.
 Train = Callable[[Plan, Sequence[Asked], Settings | None, str], None]
 
 
@@ -78,7 +78,7 @@ class Search:
 def run_search(cells: Sequence[RunConfig], compose: Compose, train: Train, *, dry_run: bool) -> None:
     """Search the critical values of all cells. Raises RunsFailed if runs crash, after the last round.
 
-    cells: one configuration per cell, whose seed and whose value on the searched axis are ignored.
+    cells: one configuration per cell. The search ignores its seed and its value of the searched key.
     """
     search = Search(cells, compose)
     settings, study_dir = search.settings, search.study_dir
@@ -123,8 +123,8 @@ def _print_expected(search: Search, planned: Plan) -> None:
     )
     say(
         f"expected: about {round(n * expected.runs)} runs ({expected.runs:.0f} per cell) until the intervals are "
-        f"narrower than {settings.width:g} decades; for the same error ({expected.error:.2g} decades), a grid with "
-        f"{simulate.GRID_SEEDS} seeds per value needs about {round(n * expected.grid_runs)} runs "
+        f"narrower than {settings.width:g} decades; for the same expected error ({expected.error:.2g} decades), a "
+        f"grid with {simulate.GRID_SEEDS} seeds per value needs about {round(n * expected.grid_runs)} runs "
         f"({expected.grid_runs:.0f} per cell)"
     )
 

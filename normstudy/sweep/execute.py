@@ -87,9 +87,9 @@ def _tasks(planned: Plan, request: Request, *, shared: bool) -> list[Task]:
 
 
 def end(planned: Plan, errors: dict[str, str], statuses: dict[str, str], held: int | None) -> None:
-    """Remove a complete study's state folder. Raises RunsFailed if a run crashed now, or too often before.
+    """Remove a complete study's state folder. Raises RunsFailed if a run crashed, or was left out.
 
-    errors: run_id -> why the run crashed, for each run that just crashed.
+    errors: run_id -> reason, for each run that crashed during this command.
     held: the file descriptor of the study's lock, or None if another command holds the lock.
     """
     if errors or planned.given_up:

@@ -25,7 +25,7 @@ RETRY = (
 )
 LARGEST = 2**44  # assumed largest memory of a cluster's machine in bytes
 
-# column -> the column that determines its value. If a run differs in both, the error names only the determining one.
+# column -> the column that determines its value. If a run differs in both columns, the error names only the second.
 IMPLIED_BY = {"data_seed": "seed", "data_sha256": "data"}
 
 
@@ -79,7 +79,7 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
     if not configs:
         raise ConfigError("the sweep has no runs: give every key at least one value")
     if len(places := sorted({f"{c.results_dir}/{c.study}" for c in configs})) > 1:
-        raise ConfigError(f"one sweep fills one study, but this one would fill {', '.join(places)}: choose one study")
+        raise ConfigError(f"a sweep fills one study, but this sweep would fill {', '.join(places)}: choose one study")
     execution = configs[0].execution
     if len(named := sorted({c.execution.cluster for c in configs})) > 1:
         raise ConfigError(f"a sweep has one execution.cluster, but these runs name {' and '.join(named)}: choose one")
@@ -147,7 +147,7 @@ def left_out(study_dir: Path, missing: list[str], statuses: dict[str, str], exec
 def refuse_if_sealed(study_dir: Path, missing: Mapping[str, RunConfig], texts: Mapping[str, str]) -> bool:
     """Return whether a study is sealed. Raises a ConfigError if it is sealed and lacks runs.
 
-    missing: the runs that it lacks; texts: run_id -> sha256 of the run's text.
+    missing: run_id -> config of the runs that the study lacks. texts: run_id -> sha256 of the run's training text.
     """
     is_sealed = (study_dir / schema.SEALED).exists()
     if not is_sealed or not missing:
@@ -177,7 +177,7 @@ def refuse_if_sealed(study_dir: Path, missing: Mapping[str, RunConfig], texts: M
 def _differences(held: pd.DataFrame, row: Mapping[str, object]) -> list[str]:
     """Return the columns in which a run differs from the most similar run in the study.
 
-    A key that may be `auto` is compared only by its resolved column.
+    If a key may be `auto`, only its resolved value is compared.
     """
     keys = [k for k in row if k in held and k not in ("study", "data_path") and f"resolved_{k}" not in row]
     same = pd.DataFrame({k: held[k].isna() if row[k] is None else held[k] == row[k] for k in keys})
@@ -192,7 +192,7 @@ def _list(values: Iterable[object]) -> str:
 
 
 def _check_own(configs: Iterable[RunConfig], device: str) -> None:
-    """Test user-defined blocks and norms once per shape. If there are none, planning for a CPU imports no torch."""
+    """Test user-defined blocks and norms once per shape. Import torch only if there are any."""
     own = [config for config in configs if sources.is_own(config.model.placement) or sources.is_own(config.model.norm)]
     for config in {(dataclasses.astuple(c.model), dataclasses.astuple(c.data)): c for c in own}.values():
         from normstudy.model.contract import check as contract

@@ -26,9 +26,9 @@ def run_sweep(
 ) -> list[float | None]:
     """Train a sweep's missing runs, draw its figures and print the comparison.
 
-    Returns the final validation loss of each config, in order, or None. Raises a ConfigError before training if a run
-    cannot be trained as requested, or if another command is training the study. If runs crash, raises RunsFailed after
-    the other runs are finished and reported. detach: whether to return as soon as the Slurm jobs are submitted.
+    Returns each config's final validation loss, or None if a run has none, after a dry run, or while jobs still train.
+    Raises a ConfigError before training if a run cannot be trained, or if another command is training the study. If
+    runs crash, raises RunsFailed after the other runs end. detach: whether to return once the Slurm jobs are submitted.
     """
     planned = planning.plan(configs)
     if detach and not planned.on_slurm:
@@ -92,7 +92,7 @@ def print_plan(planned: Plan, asked: int) -> None:
 
 
 def print_remarks(planned: Plan) -> None:
-    """Print which runs are trained again. Warn about the model whose model.norm_eps most exceeds a norm's variance."""
+    """Print which runs are trained again. Warn if a model.norm_eps exceeds the variance of a norm's input."""
     if planned.lacking:
         print(f"{whole.said(planned.lacking)}: trained again", flush=True)
     found = [
@@ -105,8 +105,8 @@ def print_remarks(planned: Plan) -> None:
     if model is not None and share < 1:
         rms = math.sqrt(share / (share + 1))
         print(
-            f"model.norm_eps {model.norm_eps:g} exceeds the variance of {norm}'s input, which is about {read:.1g} at "
-            f"initialization with placement {model.placement} and d_model {model.d_model}, so the norm's output has "
+            f"model.norm_eps {model.norm_eps:g} exceeds the variance of {norm}'s input (about {read:.1g} at "
+            f"initialization with placement {model.placement} and d_model {model.d_model}), so the norm's output has "
             f"an rms of {rms:.1g} instead of 1: lower model.norm_eps or raise model.d_model",
             flush=True,
         )

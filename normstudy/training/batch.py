@@ -100,11 +100,11 @@ def train_batch(
     A run leaves the batch after the step of its first non-finite training loss or gradient norm. A run has the same
     bits in every batch, given one kind of CPU, one version of torch and one matrix library (model/processor.py).
 
-    starts: each run's ResumePoint, or None for step 0. The runs with the lowest step train first, until these runs
-    reach the step of the next runs. snapshots: whether to yield a Snapshot after each transfer of results. After a
-    Snapshot, the caller may close the generator. probing: whether to compute norms; otherwise norms are NaN, as in
-    `normstudy bench`, which measures the cost of norms. sync_every: steps between transfers of results to the host, by
-    default 1 on a CPU and SYNC_EVERY on a GPU. It changes no results, but a diverged run leaves only at a transfer.
+    starts: each run's ResumePoint, or None for step 0. The runs at the lowest step train alone until they reach the
+    step of other runs, which then join. snapshots: whether to yield a Snapshot after each transfer of results. The
+    caller may stop after a Snapshot. probing: whether to compute norms; otherwise norms are NaN (`normstudy bench`).
+    sync_every: steps between transfers of results to the host, by default 1 on a CPU and SYNC_EVERY on a GPU. Results
+    do not depend on sync_every, but a diverged run leaves the batch only at a transfer.
     """
     first = configs[0]
     n_steps, eval_every = first.schedule.n_steps, first.eval.every

@@ -51,7 +51,7 @@ def coefficients(
 
 
 def _numbers(name: str, step: int, lr: Sequence[float], configs: Configs) -> dict[str, list[float]]:
-    """Compute a step's coefficients as Python floats, since a vectorized pow may round differently in another batch."""
+    """Compute a step's coefficients as Python floats: the rounding of a vectorized pow may depend on the batch."""
     pairs = list(zip(lr, configs, strict=True))
     if name == "sgd":
         out = {"rate": list(lr), "momentum": [c.momentum for c in configs]}
@@ -75,7 +75,7 @@ def new_state(name: str, params: Tensor) -> State:
 
 
 def decayed_columns(layout: Layout, decay: str, device: str = "cpu") -> Tensor | None:
-    """Return 1 in each column (width,) on which weight decay acts, otherwise 0. Return None if it acts on all."""
+    """Return a vector (width,): 1 where weight decay acts, else 0. Return None if weight decay acts everywhere."""
     if decay == "all":
         return None
     spared = ("embed", "pos") if decay == "matrices_but_embeddings" else ()

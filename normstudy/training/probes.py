@@ -3,7 +3,7 @@
 All parameters of a batch form one matrix (runs, width), so that an update takes few operations. A module's tensors are
 adjacent, so one operation on a span of columns computes its norm. The squares of all module norms add up to the square
 of the global norm. Module norms are float32, and `global_norm` combines them in float64. Norms from 1e-37 to 1e37 are
-right, although most squares of such norms are too small or too large for float32.
+right, even if their squares are too small or too large for float32.
 """
 
 import math
@@ -43,9 +43,9 @@ class Probe:
 
 
 class Modules(NamedTuple):
-    """A step's rows in the table `modules`: layers (None outside blocks) and names. row_of_tensor: a tensor's row."""
+    """The rows of one step in the table `modules`. row_of_tensor: for each tensor, the row of its module."""
 
-    layer: list[int | None]
+    layer: list[int | None]  # None outside blocks
     name: list[str]
     row_of_tensor: list[int]
 
@@ -78,7 +78,7 @@ class Layout(NamedTuple):
     width: int
 
     def flatten(self, stacked: Mapping[str, Tensor]) -> Tensor:
-        """Copy tensors into a new matrix (runs, width) that is 0 elsewhere. stacked: name -> tensor (runs, *shape)."""
+        """Copy tensors into a new matrix (runs, width); other columns are 0. stacked: name -> tensor (runs, *shape)."""
         first = stacked[self.names[0]]
         flat = first.new_zeros(len(first), self.width)
         for name, view in zip(self.names, self.tensors(flat), strict=True):
@@ -136,9 +136,9 @@ def rms_by_run(tensors: Sequence[Tensor]) -> Tensor:
 def norms_by_run(tensors: Sequence[Tensor], divisor: float = 1.0) -> Tensor:
     """Compute the L2 norm of each tensor in each run, divided by `divisor`: tensors (runs, ...) -> (tensors, runs).
 
-    If a norm is not in the range ORDINARY, the tensor of this run is divided by its largest number, and the norm of the
-    quotients is multiplied by the largest number. On a CPU, only tensors with such a norm are read again. On other
-    devices, all tensors are read again, because checking a norm would wait for the device.
+    A norm outside ORDINARY is computed again: the tensor is divided by its largest absolute value, and the norm of the
+    result is multiplied by this value. On a CPU, only tensors with such a norm are read again. On a GPU, all tensors
+    are read again, because checking the norms first would make the CPU wait for the GPU.
     """
     flat = [x if x.ndim == 2 else x.reshape(len(x), -1) for x in tensors]
     plain = torch.stack([torch.linalg.vector_norm(x, dim=1) for x in flat])

@@ -108,8 +108,8 @@ def inputs_of(steps: range, configs: list[RunConfig], text: texts.Text, like: Te
 def stepper(runs: StackedRuns, like: Inputs, *, probing: bool) -> Callable[[Inputs, bool], Measured]:
     """Return a function (inputs, probed) -> results that takes one step of these runs.
 
-    On a GPU the function replays a CUDA graph, which probes every step. A user's own block or norm is not captured,
-    because it may do what a graph cannot capture, such as building a tensor from Python numbers.
+    On a GPU the function replays a CUDA graph. The graph computes norms at every step. Models with a user's own block
+    or norm use no graph, because a graph may not capture their code (e.g. a tensor from Python numbers).
     """
     if runs.params.device.type != "cuda" or runs.has_own_parts:
         return lambda inputs, probed: step_(runs, inputs, probing=probing, probed=probed and probing)

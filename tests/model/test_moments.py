@@ -65,5 +65,5 @@ def test_a_plan_says_once_where_eps_exceeds_the_variance(
         assert said == []
     else:
         (line,) = said
-        assert "model.norm_eps 1e-06 exceeds the variance of norm2's input, which is about 3e-08 at init" in line
-        assert "reordered and d_model 64, so the norm's output has an rms of 0.2 instead of 1: lower" in line
+        assert "model.norm_eps 1e-06 exceeds the variance of norm2's input (about 3e-08 at init" in line
+        assert "reordered and d_model 64), so the norm's output has an rms of 0.2 instead of 1: lower" in line
