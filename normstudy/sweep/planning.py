@@ -79,7 +79,7 @@ def plan(configs: Sequence[RunConfig]) -> Plan:
     if not configs:
         raise ConfigError("the sweep has no runs: give every key at least one value")
     if len(places := sorted({f"{c.results_dir}/{c.study}" for c in configs})) > 1:
-        raise ConfigError(f"a sweep fills one study, but this sweep would fill {', '.join(places)}: choose one study")
+        raise ConfigError(f"one sweep fills one study, but this sweep would fill {', '.join(places)}: choose one study")
     execution = configs[0].execution
     if len(named := sorted({c.execution.cluster for c in configs})) > 1:
         raise ConfigError(f"a sweep has one execution.cluster, but these runs name {' and '.join(named)}: choose one")

@@ -26,7 +26,7 @@ def run_sweep(
 ) -> list[float | None]:
     """Train a sweep's missing runs, draw its figures and print the comparison.
 
-    Returns each config's final validation loss, or None if a run has none, after a dry run, or while jobs still train.
+    Returns the configs' final validation losses in order: None if a run has none, after a dry run, or while jobs train.
     Raises a ConfigError before training if a run cannot be trained, or if another command is training the study. If
     runs crash, raises RunsFailed after the other runs end. detach: whether to return once the Slurm jobs are submitted.
     """

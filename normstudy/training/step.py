@@ -109,7 +109,7 @@ def stepper(runs: StackedRuns, like: Inputs, *, probing: bool) -> Callable[[Inpu
     """Return a function (inputs, probed) -> results that takes one step of these runs.
 
     On a GPU the function replays a CUDA graph. The graph computes norms at every step. Models with a user's own block
-    or norm use no graph, because a graph may not capture their code (e.g. a tensor from Python numbers).
+    or norm use no graph, because a graph cannot capture all code (e.g. building a tensor from numbers).
     """
     if runs.params.device.type != "cuda" or runs.has_own_parts:
         return lambda inputs, probed: step_(runs, inputs, probing=probing, probed=probed and probing)
