@@ -60,8 +60,8 @@ def heads(comparison: pd.DataFrame) -> tuple[list[str], list[str]]:
     margin = comparison["margin"].iloc[0]
     share = (
         f"Share of runs that failed ({', '.join(FAILED[:-1])} or {FAILED[-1]}) by {by}, compared with the baseline "
-        f"{base}. Brackets: exact 95 % intervals, not adjusted. p: Fisher's exact test. Verdicts depend on Holm's p, "
-        f"adjusted for {count_text(family, 'test')} (both tables together)."
+        f"{base}. Brackets: exact 95 % intervals, not adjusted. p: Fisher's exact test. Holm's p: p adjusted for "
+        f"all tests of both tables ({count_text(family, 'test')}). It decides the verdict."
     )
     loss = (
         f"Final validation loss (nats per token). Each run is paired with the run that has {base} and is otherwise the "
