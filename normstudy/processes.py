@@ -179,7 +179,7 @@ class _Template:
         descriptors: the child's end of its pipe, then the file descriptors that the child holds open until it ends.
         """
         child = _Forked(self)
-        # Send only open streams. A closed stream's number may now belong to a file; files are not inheritable.
+        # Send only open streams. A closed stream's number may now belong to a file, but files are not inheritable.
         streams = [fd for fd in (1, 2) if os.path.exists(f"/proc/self/fd/{fd}") and os.get_inheritable(fd)]
         folder = os.open(os.curdir, os.O_PATH | os.O_CLOEXEC)  # unlike a path, a descriptor works for a deleted folder
         sent = [folder, *streams, *descriptors]

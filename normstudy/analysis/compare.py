@@ -61,7 +61,7 @@ def heads(comparison: pd.DataFrame) -> tuple[list[str], list[str]]:
     share = (
         f"Share of runs that failed ({', '.join(FAILED[:-1])} or {FAILED[-1]}) by {by}, compared with the baseline "
         f"{base}. Brackets: exact 95 % intervals, not adjusted. p: Fisher's exact test. Holm's p: p adjusted for "
-        f"all tests of both tables ({count_text(family, 'test')}). It decides the verdict."
+        f"the {count_text(family, 'test')} in this table and the next. It decides the verdict."
     )
     loss = (
         f"Final validation loss (nats per token). Each run is paired with the run that has {base} and is otherwise the "

@@ -25,7 +25,7 @@ ConfigStore.instance().store(name="normstudy_schema", node=SCHEMA, provider="nor
 
 OUR_SWEEPER = "hydra_plugins.normstudy.NormstudySweeper"
 SHIPPED = ("hydra", "main", "schema")  # Hydra's names for the sources of config files that are not the user's
-# With these settings, Hydra itself writes no file for one run, and files of a sweep only into the folder sweeps/.
+# With these settings, Hydra writes no files for a single run. For a sweep, Hydra writes only into sweeps/.
 FIXED = {"run.dir": ".", "output_subdir": None, "sweep.dir": "${results_dir}/${study}/sweeps", "sweep.subdir": "."}
 
 

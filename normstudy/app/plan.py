@@ -27,7 +27,7 @@ from normstudy.errors import ConfigError
 
 
 class Planner:
-    """Turns lists of jobs into RunConfigs, and keeps compositions for later lists. master: the base configuration."""
+    """Turns lists of jobs into RunConfigs. Caches composed configs for later lists. master: the base configuration."""
 
     def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
         self.loader, self.master = loader, master

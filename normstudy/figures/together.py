@@ -23,7 +23,7 @@ ORDER = (
     "heatmap", "gradient_ratio", "update_rms", "critical_depth", "critical_curve", "phase_map",
 )  # fmt: skip
 # Starting a second process takes as long as drawing FEW_FIGURES figures, or all figures of a study whose tables have
-# FEW_BYTES bytes. So one process draws figures of that number or that size.
+# FEW_BYTES bytes. Up to either limit, one process draws everything.
 FEW_FIGURES, FEW_BYTES = 2, 250_000
 
 

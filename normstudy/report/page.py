@@ -37,7 +37,7 @@ VERSIONS = ("torch", "python", "cpu_capability", "device", "numerics", "git_comm
 
 
 def render(bundle: Bundle, where: Where, compiled: Callable[[], "Compiled"]) -> str:
-    """Return the page as HTML text. compiled: a function that returns the charts. Call it last: it may wait."""
+    """Return the page as HTML text. compiled: returns the charts. `render` calls it last, because it may wait."""
     numbers = collect(bundle)
     data = _data(bundle, numbers)
     pictures = _pictures(bundle, where)

@@ -101,8 +101,8 @@ def _check_footer(file: pa.NativeFile) -> None:
     file.seek(0)
 
 
-def read(source: Path | bytes) -> pa.Table:
-    return open_file(source).read()
+def read(source: Path | bytes, columns: list[str] | None = None) -> pa.Table:
+    return open_file(source).read(columns, use_threads=False)  # a thread that freed the bytes at exit would abort
 
 
 def row_groups(

@@ -171,7 +171,7 @@ def gathered(study_dir: Path, table: str) -> set[str]:
     """Return the runs in a table's compacted file; an empty set if the file is missing or damaged."""
     path = study_dir / "tables" / table / COMPACTED_FILE
     with contextlib.suppress(FileNotFoundError, ConfigError), files.reading(path, study_dir):
-        return set(open_file(path).read(["run_id"])["run_id"].unique().to_pylist())
+        return set(parquet.read(path, ["run_id"])["run_id"].unique().to_pylist())
     return set()
 
 

@@ -38,8 +38,8 @@ class Expected(NamedTuple):
     def last(self, steps: Ints) -> int:
         """Return the last step that must have rows. steps: the steps that have rows.
 
-        An unfinished run needs all steps up to the last of `steps`. It also needs all full windows before its
-        checkpoint or, if it is a watched run, all of its n_steps.
+        An unfinished run needs rows up to the last of `steps`, or up to the end of the last full window before its
+        checkpoint, whichever is later. A watched run has no checkpoint: its n_steps counts the steps that it stored.
         """
         if self.status == "done":
             found = None if self.source == schema.WATCH else self.nonfinite_step

@@ -77,7 +77,7 @@ class Groups:
 
 
 class Copy:
-    """Start to copy rows from the device, and return their numbers later."""
+    """Start to copy the numbers of rows from the device to the CPU, and return the copies later."""
 
     def __init__(self, rows: Sequence[Row], groups: Groups) -> None:
         self.rows, self.groups = rows, groups

@@ -111,7 +111,7 @@ class Stream:
     def _tap_compiled(self, point: int, x: Tensor) -> None:
         """Measure a tensor while torch.compile traces its block, which allows only tensor operations."""
         if x.requires_grad and not x.is_leaf:
-            # The first block's input may come from outside a checkpoint. Then its hook cannot use tensors from inside.
+            # A hook outside an activation checkpoint cannot use tensors from inside it. Point 0 may be outside.
             source = torch.ops.normstudy.mean_square(x.detach(), self._key) if point else x
             x.register_hook(functools.partial(torch.ops.normstudy.take_gradient, source, self._key, point))  # type: ignore[no-untyped-call]
         else:

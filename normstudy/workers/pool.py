@@ -17,7 +17,7 @@ from normstudy.workers import worker
 from normstudy.workers.signals import Stop
 from normstudy.workers.task import Message, Task
 
-# Number of consecutive workers that may die before they begin a batch. If one more dies, the batch counts as the cause.
+# Number of consecutive workers that may die before they begin a batch. If one more dies, its batch counts as the cause.
 FALSE_STARTS = 10
 
 
