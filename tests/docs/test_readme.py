@@ -100,9 +100,9 @@ def test_the_claims_in_words_have_the_numbers_of_the_tables(claims: dict[str, Ev
         f"With warmup it falls to {value(f'{warmed}, step 20')} and recovers to {value(f'{warmed}, step 599')}",
         f"power -{value(index)}",
         f"is {value(f'{pre}, step 0')} at initialization and {value(f'{pre}, step 599')} at the last step",
-        f"With 12 layers, a rate of 1e-3 and 100 of {boundary['n_steps'].iloc[0]} steps as warmup, "
+        f"At 12 layers, a rate of 1e-3 and 100 of {boundary['n_steps'].iloc[0]} steps as warmup, "
         f"{failed.text} post-norm runs fail, two are unfinished and {learned.text} learn",
-        f"At a rate of 3e-2, warmup helps pre-norm too: with 6 layers, its loss falls by {value(f'{gain}0.03')} nats",
+        f"At 6 layers and a rate of 3e-2, warmup lowers pre-norm's loss by {value(f'{gain}0.03')} nats",
         f"lower by {value(f'{behind}2 layers, 0.001, no warmup')} nats with 2 layers and by "
         f"{value(f'{behind}4 layers, 0.001, no warmup')} with 4",
         f"trails by {value(best)}",
