@@ -45,7 +45,7 @@ CHECK_SECONDS = 0.1  # seconds between two checks whether the parent is alive
 WAIT_SECONDS = 0.002  # seconds between two checks whether a forked child has ended
 # Signals that a terminal or Slurm may send to a parent and to its children. Only the parent reacts to these signals.
 GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
-# A child imports normstudy from where the parent found it, and everything else from `search_path`.
+# A child imports normstudy from the folder where the parent found it, and other modules from `search_path`.
 BOOT = (
     "import importlib.util, sys; from multiprocessing.connection import Connection; "
     "pipe = Connection(int(sys.argv[2])); sys.path[:] = pipe.recv(); "

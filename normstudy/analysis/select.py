@@ -18,7 +18,7 @@ KINDS = cfg.asked_types()
 # What selects runs: a mapping column -> value or list of values, or texts as given to --where.
 Where = Mapping[str, object] | Sequence[str]
 ORDER = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
-# The commas of --where separate conditions, such as peak_lr>=1e-3, and further values of the condition before them.
+# A comma in --where precedes a new condition, such as peak_lr>=1e-3, or another value of the same condition.
 VALUE = r"""(?:"([^"]*)"|'([^']*)'|([^\s,'"](?:[^,]*[^\s,])?))"""
 PART = re.compile(rf"\s*(?:(\w+)\s*(!=|<=|>=|=|<|>)\s*)?{VALUE}\s*(?:,(?=.)|$)", re.DOTALL)
 

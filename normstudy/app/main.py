@@ -109,7 +109,7 @@ class Application:
         request = self.request(job.overrides.task)
         ignored = _ignored_axes(job.sweeper, request["overrides"]) if alone else ""
         try:
-            # Paths are relative to the user's working directory. Return to it: hydra.job.chdir=true has left it.
+            # Paths are relative to the user's working directory. Return to it, because hydra.job.chdir=true leaves it.
             with chdir(job.runtime.cwd):
                 return as_float(self._train(cfg, request, ignored), job.sweeper)
         except Exception as error:
@@ -136,7 +136,7 @@ class PastHydra(BaseException):
 
 def as_float(loss: float | None, sweeper: object) -> float:
     """Return the float that Hydra's sweepers require: the final loss, or the worst possible one if the run diverged."""
-    # Optuna's sweeper may maximize the loss.
+    # The worst loss depends on the sweeper: Optuna's may maximize the loss.
     worst = -math.inf if "maximize" in str(getattr(sweeper, "direction", None)) else math.inf
     return worst if loss is None else loss
 

@@ -34,11 +34,11 @@ def write(source: Source, target: Path, scratch: Path) -> None:
             raise
 
     try:
-        # Absolute paths, because DuckDB would treat a relative path that begins with `s3://` as a remote address.
+        # Use absolute paths, because DuckDB would treat a relative path that begins with `s3://` as a remote address.
         with duckdb.connect(str(target.absolute()), config=SETTINGS) as database:
             database.execute("set temp_directory = $folder", {"folder": str(scratch.absolute())})
             for table in schema.TABLES:
-                # One statement per table, because inserting run by run makes the file nearly twice as large.
+                # Use one statement per table, because inserting run by run makes the file nearly twice as large.
                 database.register("rows", pa.RecordBatchReader.from_batches(source.schema(table), batches(table)))
                 database.execute(f"create table {table} as from rows")
     except Exception as error:

@@ -33,7 +33,7 @@ def libraries() -> str:
 
 def _numpy_blas() -> str:
     found = [library for library in threadpool_info() if library["user_api"] == "blas"]
-    # SciPy may bring a second BLAS. NumPy's own is in one of these two folders, unless NumPy uses the system's BLAS.
+    # SciPy may bring a second BLAS. NumPy's BLAS is in one of these two folders, unless NumPy uses the system's BLAS.
     numpys = [one for one in found if Path(one["filepath"]).parent.name in ("numpy.libs", ".dylibs")] or found
     if len(numpys) != 1:
         return f"of numpy {np.__version__}"

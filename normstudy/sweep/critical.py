@@ -42,7 +42,7 @@ class Search:
         self.study_dir = Path(cells[0].results_dir) / cells[0].study
         self.n_cells, self.compose = len(cells), compose
         self.outcomes = [dict[Run, str]() for _ in cells]
-        # All runs lie between two: low end and first seed, high end and last seed. If these are valid, all are.
+        # Check two runs: lowest value and first seed, highest value and last seed. If both are valid, all runs are.
         ends = Run(asked.low, asked.seed), Run(asked.high, repeat_seeds(asked)[-1])
         runs = [config for run in ends for config in compose([Asked(i, run) for i in range(self.n_cells)])]
         self.settings = asked._replace(alike=kept.alike(runs))

@@ -144,7 +144,7 @@ class Probe:
         probed = probed and not (self._running and self._calls > 1)
         self.stream.end(task, counts=probed)
         if probed:
-            # Read all gradients again: the loop may have clipped some. A nested backward reads only those it reached.
+            # Read all gradients again: the loop may have clipped some. A nested backward pass reads those it reached.
             self._norms |= self._gradient_norms(sorted(self._last) if self._tasks else range(len(self.params)))
             self._sample = next((block & self._last for block in reversed(self._blocks) if block & self._last), set())
         self.seconds += time.perf_counter() - began
@@ -258,7 +258,7 @@ class Probe:
         self.seconds += time.perf_counter() - began
 
     def _take_stream(self, row: Row) -> None:
-        """Move what the backwards since the last step measured in the residual stream into a row."""
+        """Move what the backward passes since the last step measured in the residual stream into a row."""
         stream = self.stream.take()
         self._tasks.clear()
         self._sample = set()

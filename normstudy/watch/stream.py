@@ -57,11 +57,11 @@ class Stream:
         self.repeats = False  # whether blocks run again on their own output, so that a point has several inputs
         self._probe = probe
         self._sums: Tensor | None = None  # (3, points): sums of mean squares, passes, sums of squared gradients
-        self._summed: set[int] = set()  # backwards in the sums
+        self._summed: set[int] = set()  # backward passes in the sums
         self._found: dict[int, list[tuple[int, Tensor, Tensor]]] = {}  # backward -> (point, mean square, gradient's)
         self._kept = -1  # the last backward through compiled blocks that kept its graph for another backward
         self._zero, self._one = (torch.full((), k, dtype=wide(device), device=device) for k in (0.0, 1.0))
-        # Mean squares of the last forward pass, at points without gradients. Compiled graphs share no tensor of these.
+        # Mean squares of the last forward pass, at points without gradients. Each point has its own tensor.
         self._squares = [self._zero.clone() for _ in range(self.points)]
         self._settled = [x._version for x in self._squares]
         self._key = next(_KEYS)
@@ -149,7 +149,7 @@ class Stream:
         self._settled = [x._version for x in self._squares]
 
     def end(self, task: int, counts: bool) -> None:
-        """Add what a backward and its nested backwards found. Reentrant checkpointing starts nested backwards."""
+        """Add what a backward pass and its nested passes found. Reentrant checkpointing starts nested passes."""
         self._seen.clear()
         if not counts or not self.points:  # it may be nested in a backward that counts
             return
