@@ -92,7 +92,7 @@ class Composition:
         """Return the validated RunConfig of a job's values."""
         new = [one for one, last in zip(values, self.values, strict=True) if one is not last]
         sections = {one.key_or_group.partition(".")[0] for one in new}
-        # If a section's value changed, set all its values again, in order: two dictionaries may set the same key.
+        # If a section changed, set all its values again, in order: a later dictionary may replace an earlier value.
         again = [one for one in values if one.key_or_group.partition(".")[0] in sections]
         ConfigLoaderImpl._apply_overrides_to_config(again, self.config)
         self.values = values

@@ -68,7 +68,7 @@ def draw_edge(ax: Axes, table: pd.DataFrame, shift: float, color: str, ls: style
 
 
 def value_axis(ax: Axes, which: str, settings: Settings, values: list[float]) -> None:
-    """Scale the x or y axis (`which`) like the search's axis. Include all `values`, with room at both ends."""
+    """Scale the plot's axis `which` (x or y) for the searched key. Include all `values`, with room at both ends."""
     low, *_, high = sorted(settings.axis.position(value) for value in values)
     room = max(0.06 * (high - low), 30 - (high - low) / 2)  # at least 0.6 decades in all, so that the axis has ticks
     if settings.axis.offset:

@@ -55,7 +55,7 @@ class Paper:
         return Shown(figsize=(self.width * (share if self.width >= TWO_COLUMNS else 1.0), height), layout="constrained")
 
     def grow(self, fig: FigureBase, inches: float) -> None:
-        """Make a figure taller, unless the figure is `into`, which belongs to the user."""
+        """Make a figure taller, but never the user's own figure (`self.into`)."""
         if self.into is None and isinstance(fig, Figure):
             fig.set_figheight(fig.get_figheight() + inches)
 

@@ -77,7 +77,7 @@ class Groups:
 
 
 class Copy:
-    """Start to copy the numbers of rows from the device to the CPU, and return the copies later."""
+    """Start to copy the values in the rows from the device to the CPU, and return them later."""
 
     def __init__(self, rows: Sequence[Row], groups: Groups) -> None:
         self.rows, self.groups = rows, groups

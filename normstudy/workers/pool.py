@@ -17,7 +17,7 @@ from normstudy.workers import worker
 from normstudy.workers.signals import Stop
 from normstudy.workers.task import Message, Task
 
-# Number of consecutive workers that may die before they begin a batch. If one more dies, its batch counts as the cause.
+# After this many consecutive workers have died before beginning their batch, one more counts as a crash of its batch.
 FALSE_STARTS = 10
 
 
