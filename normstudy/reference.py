@@ -259,7 +259,7 @@ def reordered(x: Array, block: BlockParts) -> Array:
 
 
 def sub(x: Array, block: BlockParts) -> Array:
-    """Return what `pre` returns, with one more norm before the output matrices of attn and ffn (arXiv:2210.06423)."""
+    """Return what `pre` returns, with a norm before the output matrix of attn and of ffn (arXiv:2210.06423)."""
     y = x + block.attn(block.norm("norm1", x), inner=lambda h: block.norm("norm1_inner", h))
     return y + block.ffn(block.norm("norm2", y), inner=lambda h: block.norm("norm2_inner", h))
 

@@ -145,10 +145,10 @@ class Look:
 def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> Look:
     """Choose which fields are shown by color, by line style, and by panels (the facet).
 
-    The facet is a text field with more than MAX_HUES values: placement if possible, otherwise the field with the most
-    values. Color shows a text field with at most MAX_HUES values: placement if possible, otherwise the first such
-    field. Without such a field, color shows n_layers if there is a facet, and otherwise placement. Line style shows
-    warmup_steps if it varies, otherwise one more text field. names: maps long names to short names (`short_names`).
+    Facet: a text field with more than MAX_HUES values; placement is preferred, then the field with the most values.
+    Color: a text field with fewer values; placement is preferred, then the first field. If there is none: n_layers with
+    a facet, placement without. Line style: warmup_steps if it varies; if not, a text field that color does not show.
+    names: maps long names to short names (`short_names`).
     """
     text = text_fields(runs)
     many = {c: n for c, n in text.items() if n > MAX_HUES}

@@ -1,4 +1,4 @@
-"""The user's options for figures, such as the width. Make empty figures to draw into."""
+"""Hold the user's options for figures, such as the width, and make empty figures to draw into."""
 
 import io
 import re

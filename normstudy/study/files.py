@@ -214,8 +214,8 @@ def finish_swap(study_dir: Path) -> None:
     if swap_interrupted(study_dir):
         if any(p.is_file() and p.name != SCHEMA_FILE for p in now.rglob("*")):
             raise ConfigError(
-                f"{old} contains the tables that an interrupted compaction was replacing, but {now} has newer files: "
-                f"to keep the old tables, move {now} away; to keep the newer files, move {old} away"
+                f"a compaction was interrupted, and {old} has the old tables, but {now} has newer files: keep one of "
+                f"these two folders, and move the other away"
             )
         # If tables/ exists, a later command created it without rows. Remove it, because otherwise os.rename would fail.
         shutil.rmtree(now, ignore_errors=True)
