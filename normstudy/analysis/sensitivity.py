@@ -61,7 +61,7 @@ def sensitivity_study(study_dir: Path | str, where: Where = ()) -> tuple[pd.Data
 def _of_cell(part: pd.DataFrame) -> dict[str, Any]:
     """Return the values of RESULTS for a cell. part: the cell's runs. Its column loss is inf if the loss is unknown."""
     table = part.pivot_table("loss", [*PAIRED, "eval_windows"], "peak_lr", aggfunc="min")
-    # Keep rows with a loss at every rate. Of several such rows of a seed, keep the one with the most validation windows.
+    # Keep rows with a loss at every rate. Of several such rows of a seed, keep the one with most validation windows.
     complete = table[np.isfinite(table).all(axis=1)].groupby(level=PAIRED).last()
     losses, rates = complete.to_numpy(np.float64), [float(rate) for rate in table.columns]
     mean, low, high = paired_t_interval(losses.mean(axis=1) - losses.min(axis=1))
