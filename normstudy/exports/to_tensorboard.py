@@ -22,8 +22,8 @@ def write(source: Source, target: Path, scratch: Path) -> None:
     for run in runs_of(source, "tensorboard"):
         folder = target / run.row["run_id"]
         folder.mkdir(parents=True)
-        # EventFileWriter would put the host's name and the process id into the file's name, and print a full disk's
-        # error instead of raising it.
+        # EventFileWriter would put the host's name and the process id into the file's name. If the disk is full, it
+        # would print the error instead of raising it.
         begin = run.time(-1)
         with open(folder / f"events.out.tfevents.{begin:.0f}.normstudy", "wb", BUFFER) as file:
             writer = RecordWriter(file)

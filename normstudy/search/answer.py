@@ -62,8 +62,8 @@ def answer(runs: pd.DataFrame, settings: Settings) -> pd.DataFrame:
 def counted(runs: pd.DataFrame, settings: Settings) -> tuple[Progress, list[tuple[int, str]]]:
     """Return the progress of a cell's search, and (position, outcome) of each run that enters the estimate.
 
-    All runs enter, except repeats of sentinels (rounds.SENTINELS) that only an earlier, shorter search requested. So a
-    search that is continued with a smaller width or more runs ends as if it had never stopped.
+    A search may be continued with a smaller interval width or more runs, and must then end as if it had never stopped.
+    So a repeat of a sentinel (rounds.SENTINELS) enters only if this search requests it. All other runs enter.
     """
     # If runs differ only in evaluation or probing, count only the run that the search requested.
     own, columns = pd.Series(True, runs.index), kept.shared_keys()

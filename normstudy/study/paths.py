@@ -22,8 +22,8 @@ def check_study(results_dir: str, study: str) -> None:
     misread = MISREAD.search(str(folder))
     if misread and not (folder / "tables" / "runs").is_dir():  # a study of an older version may have any path
         raise ConfigError(
-            f"results_dir {results_dir!r} with study {study!r} contains {misread[0]!r}, so other programs would take "
-            f"the path for an address, a pattern or a partition: choose a path without {misread[0]!r}"
+            f"results_dir {results_dir!r} with study {study!r} has {misread[0]!r} in its path, which other programs "
+            f"read as part of an address, a pattern or a partition: choose a path without {misread[0]!r}"
         )
     if folder.is_symlink():
         raise ConfigError(_link(folder) + ", but a study's folder must not be a link: choose another study")

@@ -117,7 +117,7 @@ class Probe:
         if self._unhooked:
             self._dirty.update(self._hook_trained())  # this backward may already have reached the new ones
         if self._sample and not (self._running and self._calls > 1):
-            # If the gradients of earlier backward passes were zeroed or removed before a step, drop their stream.
+            # If the loop discarded the gradients of earlier backward passes, discard the stream of these passes.
             found = self._gradient_norms(sorted(self._sample))
             self.stream.drop(unless=torch.stack(list(found.values())).max() if found else None)
 
