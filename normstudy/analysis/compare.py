@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from normstudy.analysis import grid
-from normstudy.analysis.grid import interval_text, share_text, value_text
+from normstudy.analysis.grid import count_text, interval_text, share_text, value_text
 from normstudy.analysis.outcomes import FAILED
 from normstudy.analysis.pairs import MIN_PAIRS, RESULTS, compare_pairs
 from normstudy.analysis.select import KINDS, Where, native, select, tell_sources_apart
@@ -61,7 +61,7 @@ def heads(comparison: pd.DataFrame) -> tuple[list[str], list[str]]:
     share = (
         f"Share of runs that failed ({', '.join(FAILED[:-1])} or {FAILED[-1]}) by {by}, compared with the baseline "
         f"{base}. Brackets: exact 95 % intervals, not adjusted. p: Fisher's exact test. Verdicts use Holm's "
-        f"p, which is p adjusted for all tests in this table and the next ({family} in total)."
+        f"p: p adjusted for the {count_text(family, 'test')} in this table and the next."
     )
     loss = (
         f"Final validation loss (nats per token). Each run is paired with the run that has {base} and is otherwise the "

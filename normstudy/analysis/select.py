@@ -176,7 +176,7 @@ def tell_sources_apart(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def own_columns(runs: pd.DataFrame) -> list[str]:
-    """Return the columns that `tell_sources_apart` makes from the `config` given for watched runs, one per key."""
+    """Return the columns that `tell_sources_apart` makes: one for each key of the watched runs' own `config`."""
     return [name for name in _own_values(runs) if name in runs]
 
 

@@ -46,7 +46,7 @@ def as_written() -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced(owner: object, name: str, value: object) -> Iterator[None]:
-    """Replace an attribute of a class, a module or an object in the caller's `with` block."""
+    """Replace an attribute of a class, a module or an object until the `with` block ends."""
     before = vars(owner)[name]
     setattr(owner, name, value)
     try:

@@ -151,7 +151,3 @@ class SearchConfig:
         at_least("search.max_runs", self.max_runs, 10)  # the 4 runs of a first round and 6 sentinels
         if self.max_runs > MOST_RUNS:
             raise ConfigError(f"search.max_runs {self.max_runs} exceeds {MOST_RUNS}: reduce it")
-        if self.low is not None and self.high is not None and self.low >= self.high:
-            raise ConfigError(
-                f"search.low {self.low:g} is not below search.high {self.high:g}: lower search.low or raise search.high"
-            )

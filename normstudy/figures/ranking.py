@@ -95,7 +95,7 @@ def rank(study: Study, *, deepest: bool = False) -> Ranking:
 
     Values with fewer failed runs come first. With equally many failed runs, the value whose other runs have the
     smaller mean final loss comes first. Equal means keep the config's order. Values without a run in the hardest
-    setting come last. Fields that the figure does not show are fixed at one value. deepest: use only the largest depth.
+    setting come last. Fields that the figure does not show are fixed at one value. deepest: return no other depths.
     """
     runs = study.finished
     field = ranked_field(study)

@@ -84,7 +84,7 @@ def read_by_norms(model: ModelConfig, seq_len: int) -> dict[str, float]:
 
     def attn(x: float, inner: Norm = float, qkv: tuple[Norm, Norm, Norm] = (float, float, float)) -> float:
         *_, v = (n(linear(x, f"attn.{m}", D, D)) for n, m in zip(qkv, "qkv", strict=True))
-        # At position t, attention averages t / 3 values, so the mean square falls to 3 / t (at most 1). Average over t.
+        # Attention at position t averages, in effect, t / 3 values. `mean` is the mean of min(1, 3 / t) over t.
         mean = 3 / seq_len * (1 + math.log(seq_len / 3)) if seq_len > 3 else 1.0
         return linear(inner(v * mean), "attn.out", D, D)
 

@@ -148,8 +148,8 @@ def findings(results: Path) -> list[Evidence]:
 
 
 def _best_cells(best: _Study) -> Evidence:
-    # A cell is a placement, rate and warmup. Seeds that trained all cells choose each placement's best cell. This
-    # choice biases their losses downwards, so only the other seeds measure the difference.
+    # A cell is a placement, rate and warmup. Choose each placement's best cell by the seeds that have runs in all
+    # cells. The choice biases the losses of these seeds downwards, so only the other seeds measure the difference.
     cell = ["placement", "peak_lr", "warmup_steps"]
     runs = best.runs.assign(failed=best.runs["outcome"].isin(FAILED))
     cells = runs.groupby("seed")[cell].value_counts().groupby("seed").size()

@@ -93,7 +93,7 @@ def _mean_squares(tensors: list[Tensor]) -> Tensor:
 
 
 def gradients(models: Models) -> list[Reading]:
-    """Measure mlp_out_grad, the L2 gradient norm of each block's second MLP matrix, and mean_square as in `stream`."""
+    """Measure mlp_out_grad (the L2 gradient norm of each block's second MLP matrix), and mean_square as in `stream`."""
     grads, residual = backward(models)
     norms = probes.norms_by_run([grads[f"blocks.{layer}.mlp.w2.weight"] for layer in range(models.config.n_layers)])
     return _rows(models, "mean_square", _mean_squares(residual)) + _rows(models, "mlp_out_grad", norms)

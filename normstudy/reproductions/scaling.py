@@ -83,8 +83,8 @@ def entry(
 def _draw_powers(ax: Axes, x: Floats, y: Floats, curve: Curve, anchor: str) -> None:
     """Draw a fitted power law with the 95 % t interval of its exponent, and a fan of the predicted power laws.
 
-    The fan's exponents are those in the prediction's band. A band without a lower end is drawn from 0 or, if its upper
-    end is at most 0.1, from 0.5 below the upper end. A band of one number is drawn as a line. anchor: the point at
+    The fan's exponents are those in the prediction's band. If the band has no lower end, the fan starts at 0 or, if
+    the upper end is at most 0.1, at the upper end minus 0.5. A band of one number is a line. anchor: the point at
     which the fan's lines meet: `center` (the geometric means of all `x` and `y`) or `first` (the smallest `x` and the
     geometric mean of its `y`).
     """

@@ -1,6 +1,6 @@
 """Start a Slurm job: `python -u -m normstudy.slurm -u -m submitit.core._submit FOLDER`.
 
-submitit adds the arguments after `normstudy.slurm` to this command. This module reads only FOLDER.
+submitit writes this command's arguments after `normstudy.slurm`. This module reads only FOLDER.
 """
 
 import os

@@ -202,7 +202,7 @@ def read(
     skip: Collection[str] = (),
     counted: list[Stretch] | None = None,
 ) -> pd.DataFrame:
-    """Read one table of a study as a DataFrame, sorted by SORT[table]. Only `whole.read` also detects missing rows.
+    """Read one table of a study as a DataFrame, sorted by SORT[table]. To detect missing rows, use `whole.read`.
 
     columns, run_ids, module: what to read (default: everything).
     text: whether to return `run_id` and `module` as text; if False, they are pandas categories in alphabetical order,

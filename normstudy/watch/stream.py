@@ -45,7 +45,7 @@ class Pass:
 
 
 class Stream:
-    """Sum squares at the points of the stream. Point 0 is the first block's input, point i is block i's output.
+    """Sum squares at the residual stream's points. Point 0 is the first block's input, point i is block i's output.
 
     A forward pass counts if a backward runs through it, and a backward counts if it reaches parameters. So an
     evaluation or a call of torch.autograd.grad adds nothing.
@@ -95,7 +95,7 @@ class Stream:
         if torch.compiler.is_compiling():
             self._tap_compiled(point, x)
             return
-        # Checkpointing runs a block again inside the backward. A block that already ran with gradients counts once.
+        # Checkpointing runs a block again inside the backward. Skip this second run if the first one was measured.
         inside = torch._C._current_graph_task_id() != -1
         if (inside and point in self._seen) or torch._C._functorch.is_functorch_wrapped_tensor(x):
             return

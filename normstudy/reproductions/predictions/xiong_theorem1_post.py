@@ -1,4 +1,4 @@
-"""The gradient of post-norm's last block does not fall with depth.
+"""The gradient of post-norm's last block does not grow with depth.
 
 Source: Xiong et al., arXiv:2002.04745, theorem 1: at initialization the gradient of the last block's second MLP matrix
 is at most of the order d sqrt(ln d) in a post-norm transformer. The number L of blocks does not matter, because the
@@ -11,8 +11,8 @@ K = 0, all matrices d x d, ReLU) is computed to show the effect of the simplific
 Band: at most 0.1. The theorem bounds the gradient from above, so the gradient's exponent is at most 0 in the limit of
 large L. For four depths of at most 64, this project's tolerance is 0.1. Verdict: by the rule in verdicts.py.
 
-Why twenty seeds: the exponent is only a few hundredths above 0, but the interval's half-width would be 0.07 with five
-seeds.
+Why twenty seeds: the exponent is a few hundredths above 0. With five seeds the interval's half-width would be 0.07, so
+the interval could reach beyond 0.1.
 """
 
 from normstudy.reproductions.entry import POST, Variant
