@@ -4,8 +4,11 @@ import difflib
 import os
 import re
 import sys
+import threading
 import typing
 import warnings
+
+ONE_THREAD = threading.RLock()  # held while settings of the whole process are changed, such as warning filters
 
 
 class ConfigError(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 # Matches text that needs no quotes, because Hydra does not change it.
 PLAIN = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z][\w-]*", re.IGNORECASE | re.ASCII)
+HYDRA = threading.RLock()  # held while Hydra runs, because its state belongs to the whole process
 
 
 @dataclass(frozen=True, repr=False)
@@ -205,7 +207,8 @@ def _train(
         raise ConfigError(f"overrides {overrides!r} is one text: write a list of words, as in ['seed=0,1']")
     given = {name: value for name, value in named.items() if value is not None}
     typed = [*words({**given, **keys}), *overrides, *flags]
-    _, folders = main.train(command, typed)
+    with HYDRA:
+        _, folders = main.train(command, typed)
     if not folders:
         raise ConfigError(
             f"{' '.join(typed)} trains no run, so this call has no study to return: type the command in a terminal"

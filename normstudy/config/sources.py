@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from normstudy.config import places
-from normstudy.errors import ConfigError, nearest
+from normstudy.errors import ONE_THREAD, ConfigError, nearest
 
 # The names of the arguments that a block may take. placements.py describes each of them.
 STREAMS = ("x", "r")
@@ -160,7 +160,7 @@ def _read(spec: str, path: Path) -> _Source:
 @functools.lru_cache(maxsize=1024)
 def _parse(path: str, mtime_ns: int, size: int) -> _Source:
     raw = places.read(Path(path))
-    with warnings.catch_warnings():
+    with ONE_THREAD, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the import of the module shows the same warnings later
         tree = ast.parse(raw, path)
     imports: list[tuple[int, str]] = []

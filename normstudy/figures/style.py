@@ -3,6 +3,7 @@
 import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
@@ -10,7 +11,7 @@ import numpy as np
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from normstudy.errors import ConfigError
+from normstudy.errors import ONE_THREAD, ConfigError
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -61,8 +62,9 @@ def shades(n: int, colormap: str) -> list[str]:
 _HOST = ("backend", "interactive", "toolbar", "webagg", "tk.", "timezone", "savefig.directory", "docstring", "macosx")
 
 
-def rc() -> contextlib.AbstractContextManager[None]:
-    """Return a context with matplotlib's defaults and the settings of our figures. A user's rc file has no effect."""
+@contextlib.contextmanager
+def rc() -> Iterator[None]:
+    """A context with matplotlib's defaults and the settings of our figures. A user's rc file has no effect."""
     changed = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith(_HOST)} | {
         "savefig.dpi": 220, "lines.markersize": 4,
         "font.size": 7.5, "axes.titlesize": 7.5, "figure.titlesize": 8, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5,
@@ -73,7 +75,8 @@ def rc() -> contextlib.AbstractContextManager[None]:
         "svg.fonttype": "none",  # writes text, not outlines, so that it can be searched and edited
         "svg.hashsalt": "normstudy",  # makes the ids of elements in an SVG reproducible
     }  # fmt: skip
-    return matplotlib.rc_context(changed)
+    with ONE_THREAD, matplotlib.rc_context(changed):
+        yield
 
 
 def save(fig: Figure, path: Path, fmt: str) -> None:

@@ -16,7 +16,7 @@ from normstudy.analysis.grid import Value, value_text
 from normstudy.analysis.outcomes import UNJUDGED
 from normstudy.analysis.select import Where, native
 from normstudy.config import places
-from normstudy.errors import ConfigError, Damaged, MissingRows, printable, warn
+from normstudy.errors import ONE_THREAD, ConfigError, Damaged, MissingRows, printable, warn
 from normstudy.figures.look import short_names, swept, values
 from normstudy.search import answer
 from normstudy.search import settings as kept
@@ -75,7 +75,7 @@ def read(folders: Sequence[Path], where: Where = ()) -> Bundle:
     """Read studies. Raises ConfigError if a folder is not a study or is given twice, or if no run is found."""
     found, sources = [], []
     for i, folder in enumerate(folders):
-        with warnings.catch_warnings(record=True) as warned:
+        with ONE_THREAD, warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always", MissingRows)
             tables = load.load(folder, where=where)
         lacks = tuple(dict.fromkeys(str(one.message) for one in warned if one.category is MissingRows))

@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -100,7 +101,7 @@ def place_all(study_dir: Path, files: Iterable[tuple[str, bytes | None]]) -> Non
 
     For an existing file, pass None. Its folder is fsynced, because its writer may have been killed before that fsync.
     """
-    state, writer = study_dir / "state", f"{socket.gethostname()}-{os.getpid()}"
+    state, writer = study_dir / "state", f"{socket.gethostname()}-{threading.get_native_id()}"
     targets, folders = dict[Path, Path](), set[Path]()
     try:
         state.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from normstudy import __version__
 from normstudy import config as cfg
 from normstudy.config import places
 from normstudy.errors import ConfigError, Damaged
-from normstudy.study import files, schema
+from normstudy.study import files
 from normstudy.study.schema import COMPACTED_FILE, FLOAT_TYPE, SCHEMAS, run_of
 
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
@@ -200,7 +200,7 @@ def read_file(path: Path, wanted: pa.Schema, chosen: Sequence[str] | None = None
     """Read a table's file, one row group at a time. wanted: the columns to read, including the table's keys.
 
     chosen: sorted run_ids; only the rows of these runs are read from a compacted file (default: all rows). Raises
-    ConfigError if the file is damaged, or if its rows do not belong to the run and window in its name.
+    ConfigError if the file is damaged, or if its rows do not belong to the run in its name.
     """
     with files.reading(path, path.parents[2]):
         chosen = chosen if path.name == COMPACTED_FILE else None
@@ -218,15 +218,11 @@ def read_file(path: Path, wanted: pa.Schema, chosen: Sequence[str] | None = None
 
 
 def _check_name(path: Path, part: pa.Table) -> None:
-    """Raise ConfigError if a file's rows do not belong to the run and window in its name."""
-    table = path.parent.name
+    """Raise ConfigError if a file's rows do not belong to the run in its name. whole.py checks the rows' steps."""
     held = sorted(map(str, part["run_id"].unique().to_pylist()))
-    what = f"rows of {', '.join(held)}" if held and held != [run_of(table, path.name)] else ""
-    if not what and held and table != "runs":
-        first, window = part["step"][0].as_py(), int(path.stem.rpartition("-")[2])  # rows are sorted by their step
-        what = f"step {first}" if first is None or first < window * schema.window_size(1) else ""
-    if what:
-        raise Damaged(f"{path} contains {what}, which contradicts its name: run normstudy check {path.parents[2]}")
+    if held and held != [run_of(path.parent.name, path.name)]:
+        what = f"rows of {', '.join(held)}, which contradicts its name"
+        raise Damaged(f"{path} contains {what}: run normstudy check {path.parents[2]}")
 
 
 def _may_hold(group: pq.RowGroupMetaData, chosen: Sequence[str]) -> bool:

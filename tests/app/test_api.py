@@ -27,7 +27,7 @@ TINY = {
 }  # fmt: skip
 HOST = f"""
 import os, signal, sys, threading, warnings
-import matplotlib, torch
+import matplotlib, scipy.special, torch
 torch.set_num_threads(3)
 signal.signal(signal.SIGINT, lambda *_: None)
 
@@ -44,8 +44,17 @@ thread = threading.Thread(target=lambda: normstudy.run(study="t", **{TINY!r}))
 thread.start()
 thread.join()
 assert state() == before
+
+def train_and_draw(seed):
+    normstudy.run(study="u", seed=seed, **{TINY!r}).plot("loss_curves")
+    normstudy.report("results/s").save(f"{{seed}}.html")
+
+threads = [threading.Thread(target=train_and_draw, args=(seed,)) for seed in range(3)]
+for one in threads: one.start()
+for one in threads: one.join()
+for one, other in zip(state(), before): assert one == other, (one, other)
 print(study)
-print(len(normstudy.load("results/t").runs), study.tables.runs["status"].tolist())
+print(*[len(normstudy.load(f"results/{{one}}").runs) for one in "ut"], study.tables.runs["status"].tolist())
 """
 
 
@@ -80,12 +89,12 @@ def test_text_is_composed_as_it_is(text: str) -> None:
 
 @pytest.mark.packages
 def test_it_trains_under_a_host_that_it_leaves_as_it_was(tmp_path: Path) -> None:
-    """In a program that comes from standard input, where no process can read it again, and in a thread."""
+    """In a program that comes from standard input, where no process can read it again, and in threads."""
     done = subprocess.run([sys.executable, "-"], input=HOST, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     *_, told, outcomes, last = [line for line in done.stdout.splitlines() if not line.startswith(" ")]
     assert "results/s: 2 runs, all 2 finished" in done.stdout
-    assert last == "1 ['done', 'done']", (told, outcomes)
+    assert last == "3 1 ['done', 'done']", (told, outcomes)
 
 
 def test_a_sweep_is_that_of_the_command_line(

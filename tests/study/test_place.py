@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,15 @@ def test_parts_of_killed_commands_are_removed_from_an_out_folder(tmp_path: Path)
     (tmp_path / "state" / f"tables-a.parquet.{host}-{os.getppid()}.part").unlink()
     files.place_output(tmp_path, "tables/a.parquet", b"y")
     assert [path.name for path in tmp_path.iterdir()] == ["tables"]
+
+
+def test_threads_may_place_the_same_file_at_the_same_time(tmp_path: Path) -> None:
+    def place(data: bytes) -> None:
+        for _ in range(50):
+            files.place(tmp_path, "tables/runs/one", data)
+
+    (tmp_path / "tables/runs").mkdir(parents=True)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(place, [b"a", b"bb", b"ccc", b"dddd"]))
+    assert (tmp_path / "tables/runs/one").read_bytes() in (b"a", b"bb", b"ccc", b"dddd")
+    assert list((tmp_path / "state").iterdir()) == []

@@ -14,9 +14,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,25 @@ def assert_by_hand(study: Path, model: nn.Module, taken: list[dict[str, tuple[fl
                 assert float(row[column].iloc[0] if hasattr(row[column], "iloc") else row[column]) == pytest.approx(
                     want, rel=1e-5, abs=1e-9
                 ), (step, layer, module, column)
+
+
+def test_threads_that_watch_at_the_same_time_record_what_one_alone_does(tmp_path: Path) -> None:
+    def train(study: str, model: nn.Module, start: threading.Barrier) -> None:
+        optimizer = adamw(model)
+        start.wait()
+        with watched(model, optimizer, tmp_path, study=study):
+            plain_loop(model, optimizer, STEPS)
+
+    train("alone", made(Encoder), threading.Barrier(1))
+    models = [made(Encoder) for _ in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(train, ["together"] * 4, models, [threading.Barrier(4)] * 4))
+    alone, together = (normstudy.load(tmp_path / study) for study in ("alone", "together"))
+    assert len(set(together.runs["run_id"])) == 4
+    for table in schema.SERIES:
+        frame = getattr(alone, table).drop(columns="run_id")
+        for _, rows in getattr(together, table).groupby("run_id", observed=True):
+            pd.testing.assert_frame_equal(rows.drop(columns="run_id").reset_index(drop=True), frame)
 
 
 @pytest.mark.parametrize("kind", [Encoder, Plain, Convolutions, Recurrent])
