@@ -1,4 +1,4 @@
-"""Run the commands. Each has a function that parses its arguments and may return an exit code, by default 0."""
+"""Run the commands. Each command's function parses the arguments and returns an exit code, or None for code 0."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def train(command: str, argv: list[str]) -> int:
 
 
 def complete(words: Sequence[str], commands: Sequence[str]) -> None:
-    """Run `normstudy -sc query=SHELL`, which prints completions, or `-sc install=SHELL`, which prints their set-up."""
+    """Run `normstudy -sc`. `query=SHELL` prints completions; `install=SHELL` prints shell code to enable completion."""
     if len(words) != 1 or words[0].split("=")[0] not in ("query", "install", "uninstall"):
         raise ConfigError("-sc needs one word: install=bash, uninstall=bash or query=bash (zsh and fish work too)")
     if words[0].startswith("query="):

@@ -33,8 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:  # if another program calls this function, leave its garbage collection as it is
         gc.set_threshold(100_000)  # with the default of 700, collecting takes a seventh of a short command's time
     _prepare_streams()
-    # Unset MPLBACKEND, which a command inherits from a notebook: if that backend is not installed, matplotlib cannot be
-    # imported. Figures need no backend. In the notebook's own process, keep the variable.
+    # A command started from a notebook inherits MPLBACKEND. If this names a backend that is not installed, matplotlib
+    # cannot be imported. Figures need no backend: unset the variable, except in the notebook's own process.
     backend = None if {"matplotlib", "IPython"} & sys.modules.keys() else os.environ.pop("MPLBACKEND", None)
     # Pause garbage collection, which takes an eighth of the drawing time and frees little memory.
     paused = words[:1] in (["plot"], ["compare"], ["report"], ["sensitivity"])
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _interrupt_again(others: Callable[..., None], ignored: sys.UnraisableHookArgs) -> None:
-    """Repeat a Ctrl-C that Python ignored in a destructor or callback. others: the hook for other exceptions."""
+    """Interrupt again if Python ignored a Ctrl-C in a destructor or callback. others: the hook for other exceptions."""
     if ignored.exc_type is KeyboardInterrupt:
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         signal.setitimer(signal.ITIMER_REAL, 0.01)
@@ -85,7 +85,7 @@ def _interrupt_again(others: Callable[..., None], ignored: sys.UnraisableHookArg
 def _show(
     shown: set[str], others: Callable[..., None], message: Warning, category: type[Warning], *where: object
 ) -> None:
-    """Print a warning about missing rows as one line, but no line twice. others: the function for other warnings."""
+    """Print a MissingRows warning as one line, unless `shown` contains the line. others: prints all other warnings."""
     if category is not MissingRows:
         others(message, category, *where)
     elif (line := short(str(message))) not in shown:

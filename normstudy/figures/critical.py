@@ -30,7 +30,7 @@ CURVES: dict[str, tuple[str, float, style.LineStyle, str]] = {  # of each edge: 
 
 
 def searched(study: Study) -> tuple[Study, Settings, XAxis]:
-    """Return the study, its search and the x axis. All varying fields except the searched one become panel fields."""
+    """Return the study with panels for all varying fields but the searched one, and its search and the x axis."""
     if (settings := study.search) is None:
         raise Lacks("the study has no search for critical values: start one with normstudy critical")
     cells = study.ended.assign(**{settings.of: 0})
@@ -39,9 +39,9 @@ def searched(study: Study) -> tuple[Study, Settings, XAxis]:
 
 
 def critical_table(runs: pd.DataFrame, x: XAxis, settings: Settings) -> pd.DataFrame:
-    """Return the rows of `edges` for each value of `x.column`, with the x position in the column `place`.
+    """Return both critical values for each value of `x.column`: the rows of `edges`, and `place`, the x position.
 
-    If an edge lies beyond the searched range, the columns value, low and high contain the nearest end of the range.
+    If a critical value is beyond the searched range, value, low and high contain the nearest end of the range.
     """
     rows = []
     for value, cell in runs.groupby(x.column, dropna=False):
@@ -53,7 +53,7 @@ def critical_table(runs: pd.DataFrame, x: XAxis, settings: Settings) -> pd.DataF
 
 
 def draw_edge(ax: Axes, table: pd.DataFrame, shift: float, color: str, ls: style.LineStyle, name: str) -> None:
-    """Draw one edge of `critical_table`, `shift` to the right of each `place`: intervals, and arrows for bounds."""
+    """Draw critical values of one kind, from `critical_table`, with intervals or arrows. shift: is added to `place`."""
     at, value, known = table["place"] + shift, table["value"], table["bound"] == ""
     fails = (table["edge"] == FAIL).all()
     lengths = [(value - table["low"])[known], (table["high"] - value)[known]]
@@ -142,7 +142,7 @@ def critical_depth(study: Study, *, maps: bool = False) -> FigureBase:
 
 
 def draw_curve(ax: Axes, runs: pd.DataFrame, settings: Settings) -> None:
-    """Draw a panel: each edge's 95 % interval, the expected share of runs beyond each edge, and a mark for each run."""
+    """Draw a mark per run, the expected shares that fail or do not learn, and the critical values' 95 % intervals."""
     axis, (_, pairs), runs = settings.axis, counted(runs, settings), runs[runs["outcome"] != CRASHED]
     curve = range(settings.ends[0], settings.ends[1] + 1)
     for edge, (color, lw, ls, label) in CURVES.items():
@@ -158,7 +158,7 @@ def draw_curve(ax: Axes, runs: pd.DataFrame, settings: Settings) -> None:
 
 
 def critical_curve(study: Study) -> FigureBase:
-    """For each cell, draw outcomes and the expected shares of runs that fail or do not learn, by the searched value."""
+    """Draw a panel by `draw_curve` for each cell. The runs of a cell differ only in their seed and the searched key."""
     cells, settings, _ = searched(study)
     panels, notes = cells.panels(study.ended, MAX_CELLS)
     shown = _finished(panels)

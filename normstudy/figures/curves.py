@@ -66,7 +66,7 @@ def training_table(study: Study, runs: pd.DataFrame, column: str = "train_loss")
 def draw_losses(
     ax: Axes, study: Study, runs: pd.DataFrame, table: pd.DataFrame, *, labelled: bool, top: float, smooth: bool = False
 ) -> None:
-    """Draw loss curves, reference losses, and a marker at each diverged run's last finite loss, at most at `top`."""
+    """Draw loss curves and reference losses. Mark each diverged run's last finite loss, but not above y = `top`."""
     look = study.look
     on_axes.draw_references(ax, series.entropies(runs), labelled=labelled)
     on_axes.draw_seed_lines(ax, table, runs, look, log=False, smooth=smooth)
@@ -158,7 +158,7 @@ def gradient_ratio(study: Study) -> FigureBase:
 
 
 def update_rms(study: Study) -> FigureBase:
-    """Draw the mean update_rms over seeds against step. If all runs use Adam with equal beta1, add `stationary_rms`."""
+    """Draw update_rms, averaged over seeds. If all runs use Adam with equal beta1, draw a line at `stationary_rms`."""
     panels, notes = study.panels(study.runs)
     shown = pd.concat([panel.runs for panel in panels])
     rows = whole.read(study.folder, "steps", shown, ["run_id", "step", "lr", "update_norm"], text=False)
@@ -184,7 +184,7 @@ def update_rms(study: Study) -> FigureBase:
 
 
 def early_warning(table: pd.DataFrame, path: Path) -> None:
-    """Draw each quantity's AUC against step to a PNG file, with a panel per kind of study. table: from `measure`."""
+    """Write a PNG file with each quantity's AUC against step, and a panel per kind of study. table: from `measure`."""
     rows = table[(table["placement"] == ALL) & table["step"].notna() & table["auc"].notna()]
     kinds = list(table["kind"].unique())
     with style.rc():

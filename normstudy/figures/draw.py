@@ -122,7 +122,7 @@ def draw(study: Study, name: str) -> Figure:
 
 
 def _folder_name(where: Where, paper: Paper) -> str:
-    """Return a subfolder's name that tells `where` and `paper`, such as `peak_lr=3e-3`, or "" for the defaults."""
+    """Name a subfolder after `where` and the changed options of `paper`: `peak_lr=3e-3`, or "" for the defaults."""
     signs = {"!=": "=not ", "<": "=below ", "<=": "=to ", ">": "=above ", ">=": "=from "}
     parts = [f"{c}{signs.get(sign, sign)}{','.join(texts)}" for c, sign, texts in sorted(conditions(where))]
     for name in ("module", "quantity", "width", "title"):

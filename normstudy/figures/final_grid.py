@@ -54,10 +54,10 @@ def x_axis(runs: pd.DataFrame, taken: Sequence[str | None]) -> XAxis:
 
 
 def beside_x(x: XAxis, look: Look, runs: pd.DataFrame) -> tuple[Look, pd.DataFrame]:
-    """Return `look` and `runs`, changed so that colors and line styles do not repeat the column of the x axis.
+    """Adapt `look` and `runs` to the x axis, whose column line styles or colors may already show. Return both.
 
-    If line styles show this column, all lines get the same style. If colors show this column and the study has a
-    facet, colors instead show the field of the line styles.
+    If line styles show this column, all lines get the same style. If colors show it and the study has a facet,
+    colors take over the field of the line styles.
     """
     if look.dash == x.column:
         return replace(look, dash=None, dashes={"": "-"}), runs.assign(dash="")
@@ -113,7 +113,7 @@ def draw_ticks(ax: Axes, study: Study, x: XAxis) -> None:
 
 
 def limits(ended: Sequence[float], references: Sequence[float], *, diverged: bool) -> tuple[float, float]:
-    """Return limits of the loss axis that include all final losses (`ended`) and the nearest reference loss."""
+    """Return the loss axis's limits, which include all final losses (`ended`) and the reference nearest to them."""
     shown = ended or references or (0.0,)
     low, high = min(shown), max(shown)
     nearest = min(references, key=lambda r: max(low - r, r - high, 0.0), default=low)

@@ -56,7 +56,7 @@ def headline(study: Study) -> FigureBase:
 
 
 def alike(table: pd.DataFrame, runs: pd.DataFrame, look: Look) -> bool:
-    """Return whether the mean losses of two arms or more are too close to tell apart on the axis of the loss."""
+    """Return whether there are several arms, and all their mean losses are too close to tell apart on a loss axis."""
     by_step = series.seed_mean(table, runs, log=False).groupby("step")["value"].agg(["min", "max"])
     gap = (by_step["max"] - by_step["min"]).max()
     return len(look.arms(runs)) > 1 and bool(gap < ALIKE * (by_step["max"].max() - by_step["min"].min()))
@@ -73,7 +73,7 @@ def beside_first(table: pd.DataFrame, runs: pd.DataFrame, look: Look) -> tuple[s
 
 
 def _ranked(study: Study) -> FigureBase:
-    """Draw a row for each value of the facet (a text field with many values), ranked by loss at the largest depth."""
+    """Draw a row for each value of the facet (a text field with many values), ranked by `rank` at the largest depth."""
     order = ranking.rank(study, deepest=True)
     across = study.paper.fit(2)
     fig = study.paper.new(ranking.height(order) * (2 // across))

@@ -138,7 +138,7 @@ def _facets(study: Study, rows: pd.DataFrame, what: str, x_label: str, y_label: 
 
 
 def ended(shots: Sequence[Sequence[tuple[str, pd.DataFrame]]], runs: pd.DataFrame) -> list[str]:
-    """Return a note if runs ended before a snapshot. The mean in such a snapshot includes fewer seeds."""
+    """Return a note if a snapshot's means include fewer seeds, because runs ended before the snapshot."""
     columns = range(max(len(s) for s in shots))
     least = min(len({r for s in shots if i < len(s) for r in s[i][1]["run_id"]}) for i in columns)
     if least == len(runs):

@@ -86,7 +86,7 @@ def _extra_title_lines(fig: FigureBase) -> int:
 
 
 def title(fig: FigureBase, study: Study, what: str, runs: pd.DataFrame, notes: Sequence[str] = ()) -> None:
-    """Set the figure's title and label: `what`, study name, numbers of seeds and diverged runs, and `notes`."""
+    """Write `what`, study name, numbers of seeds and diverged runs, and `notes` into the figure's label and title."""
     same = study.named(runs, [c for c in ("n_layers", "peak_lr") if not varies(runs, c)])
     seeds = runs.groupby(["hue", "dash", *study.panel_fields], dropna=False).size()
     low, high = seeds.min(), seeds.max()

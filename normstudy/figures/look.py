@@ -111,7 +111,7 @@ class Look:
     """How runs are told apart: `hue` is the field that color shows, and `dash` is the field that line style shows.
 
     hue: "" if all runs have one color. colors, dashes: the color or line style of each value of a field. facet: a text
-    field with too many values for colors, which panels show.
+    field that panels show, because it has too many values for colors.
     """
 
     hue: str
@@ -146,9 +146,9 @@ def choose_look(runs: pd.DataFrame, names: Mapping[str, str] | None = None) -> L
     """Choose which fields are shown by color, by line style, and by panels (the facet).
 
     Facet: a text field with more than MAX_HUES values; placement is preferred, then the field with the most values.
-    Color: a text field with fewer values; placement is preferred, then the first field. If there is none: n_layers with
-    a facet, placement without. Line style: warmup_steps if it varies; if not, a text field that color does not show.
-    names: maps long names to short names (`short_names`).
+    Color: a text field with fewer values; placement is preferred, then the first field. If all have more values, color
+    shows n_layers; if no text field varies, placement. Line style: warmup_steps if it varies; if not, another text
+    field with at most MAX_HUES values. names: maps long names to short names (`short_names`).
     """
     text = text_fields(runs)
     many = {c: n for c, n in text.items() if n > MAX_HUES}

@@ -24,8 +24,8 @@ WIDTHS = 2.0, 20.0  # smallest and largest width, in inches
 class Paper:
     """The user's options for figures.
 
-    width: in inches. Fonts have the same size at every width. title: whether to draw the title. module, quantity: what
-    figures of modules show. into: the user's own figure or subfigure to draw into. Its size is not changed.
+    width: in inches. Fonts have the same size at every width. title: whether to draw the title. module, quantity: show
+    this quantity of this module. into: the user's own figure or subfigure to draw into. Its size is not changed.
     """
 
     width: float = TWO_COLUMNS

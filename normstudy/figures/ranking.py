@@ -32,8 +32,8 @@ FEW_SEEDS = "*"
 class Cell(NamedTuple):
     """The runs with the same row, depth (`column`) and color (`arm`), with counts of runs and the mean final loss.
 
-    mean, low, high: the mean final loss and its 95 % t interval. They are NaN if a run failed, because the interval
-    assumes that all losses spread alike.
+    mean, low, high: the mean final loss and its 95 % t interval. They are NaN if a run failed: a t interval
+    assumes one normal distribution, which failed and other runs do not share.
     """
 
     row: str

@@ -157,7 +157,7 @@ def widest(runs: pd.DataFrame, column: str, field: str) -> list[Value]:
 
 
 def at_most_one(runs: pd.DataFrame, columns: Iterable[str], facet: str | None) -> pd.DataFrame:
-    """Fix each column at a value with the most values of `facet`, if there is a facet. Return the runs that remain."""
+    """Select the runs that have the `chosen` value of each column. With a facet, choose among the `widest` values."""
     for column in columns:
         found = values(runs, column) if facet is None else widest(runs, column, facet)
         runs = runs[has_value(runs, column, chosen(found, column))]

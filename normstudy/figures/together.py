@@ -16,14 +16,14 @@ from normstudy.search.settings import FILE
 if TYPE_CHECKING:
     from normstudy.figures.draw import PlotResult
 
-# Each process draws one half of these figures. Only figures of the first half read the table `residual`, and only
-# figures of the second half read the table `modules`: no process reads both tables.
+# Each process draws one half of these figures. The last three exist only in a search. Without them, only the first half
+# reads the table `residual` and only the second half reads `modules`, so that no process reads both tables.
 ORDER = (
     "training_loss", "loss_curves", "final_grid", "ranking", "residual_path", "headline", "gradient_profile",
     "heatmap", "gradient_ratio", "update_rms", "critical_depth", "critical_curve", "phase_map",
 )  # fmt: skip
-# Starting a second process takes as long as drawing FEW_FIGURES figures, or all figures of a study whose tables have
-# FEW_BYTES bytes. Up to either limit, one process draws everything.
+# One process draws everything if it is to draw at most FEW_FIGURES figures or if the study's tables have at most
+# FEW_BYTES bytes, because starting a second process would take longer.
 FEW_FIGURES, FEW_BYTES = 2, 250_000
 
 
