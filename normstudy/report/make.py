@@ -90,7 +90,7 @@ def _compile(pipe: Connection) -> None:
 
 
 def _compiled(child: Child | None) -> "Compiled":
-    """Return the charts, which are the same for all pages. The child compiles them, or else this process."""
+    """Return the charts that an earlier page or the child process compiled. If there are none, compile them here."""
     with contextlib.suppress(EOFError, OSError):
         if child is not None:
             _known.append(child.pipe.recv())

@@ -1,8 +1,8 @@
 """Pack the numbers behind a page's charts into text: each run's losses and norms, at as many steps as fit.
 
-A number is rounded to three significant digits, and becomes the little-endian uint16 (decade - LOWEST) * 900 + digits -
-100 + len(SPECIAL). A number in SPECIAL becomes its index in SPECIAL. The integers become base64 text, which page.js
-decodes. The text is not compressed, because different builds of zlib write different bytes.
+A number is rounded to digits * 10^(decade - 2), with digits from 100 to 999, and becomes the little-endian uint16
+(decade - LOWEST) * 900 + digits - 100 + len(SPECIAL). A number in SPECIAL becomes its index in SPECIAL. page.js decodes
+the integers from base64 text. The text is not compressed, because different builds of zlib write different bytes.
 """
 
 import base64

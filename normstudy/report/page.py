@@ -37,7 +37,7 @@ VERSIONS = ("torch", "python", "cpu_capability", "device", "numerics", "git_comm
 
 
 def render(bundle: Bundle, where: Where, compiled: Callable[[], "Compiled"]) -> str:
-    """Return the page as HTML text. compiled: returns the charts. `render` calls it last, because it may wait."""
+    """Return the page as HTML text. compiled: returns the charts. It may have to wait for them, so call it late."""
     numbers = collect(bundle)
     data = _data(bundle, numbers)
     pictures = _pictures(bundle, where)
@@ -94,7 +94,7 @@ def _data(bundle: Bundle, numbers: Numbers) -> dict[str, Any]:
 
 
 def _map(bundle: Bundle) -> dict[str, Any]:
-    """Return the map of outcomes: column heads, and rows of cells. Only text values and depth differ between rows."""
+    """Return the map of outcomes: column heads and rows. Rows differ only in `n_layers` and settings that are text."""
     down = [c for c in bundle.fields if KINDS.get(c) is str or c == "n_layers"]
     across = [c for c in bundle.fields if c not in down]
     if not across and len(down) > 1:

@@ -57,7 +57,7 @@ class Bundle(NamedTuple):
     runs of the page have the same `key`. `of` is the study's index in `sources`. `state` is the outcome, or CRASHED,
     UNFINISHED or UNJUDGED if the run has no outcome. `also` contains the indices of later studies with the same run.
     steps, modules, residual: the tables of `load.load`, with the column key. fields: the columns that define a cell.
-    searched: the columns whose values a search chose. names: long name -> short name.
+    searched: the columns whose values a search chose. names: user-defined placement or norm -> short name.
     """
 
     sources: tuple[Source, ...]
@@ -135,7 +135,7 @@ def _source(folder: Path, lacks: tuple[str, ...], where: Where) -> Source:
 
 
 def _commands(folder: Path, text: str) -> tuple[str, ...]:
-    """Return the recorded commands of a study's sweeps. If there are none, return the command that `text` states."""
+    """Return the commands recorded for a study's sweeps, or else the command in `text`, its page in experiments/."""
     recorded = []
     for path in records.paths_of(folder):
         try:
@@ -155,7 +155,7 @@ def command_of(run: "pd.Series[Any]") -> str:
     place = {column: native(column, run[column]) for column in cfg.dotted_keys() if column != "study"}
     for column, key in cfg.dotted_keys().items():
         group, _, leaf = key.rpartition(".")
-        # A group's file that is not the default file may change any value of the group, so write out all values.
+        # A group's file, unless it is the default file, may set any value of the group, so the command states all.
         chosen = group in place and place[group] != base[group] and place[column] is not None
         if column == "study" or (column == "data_seed" and place[column] == place["seed"]):
             continue

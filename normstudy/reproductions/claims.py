@@ -56,7 +56,7 @@ class Evidence(NamedTuple):
 
 
 def first_to_last(modules: pd.DataFrame, step: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Return each run's ratio of first-layer to last-layer mlp_out gradient norm at `step`. NaN if a run lacks it."""
+    """Divide each run's first-layer gradient norm of mlp_out at `step` by the last layer's. NaN if none is recorded."""
     rows = modules[(modules["step"] == step) & (modules["module"] == "mlp_out")]
     wide = rows.pivot_table(index="run_id", columns="layer", values="grad_norm")
     wide = wide.reindex(sorted(modules["run_id"].unique()))
@@ -64,7 +64,7 @@ def first_to_last(modules: pd.DataFrame, step: int) -> np.ndarray[tuple[int], np
 
 
 class _Study:
-    """A study that has the runs listed in CELLS. Methods compute evidence from its tables. query: a pandas query."""
+    """A study that has the runs listed in CELLS. Methods compute evidence. query: a pandas query that selects runs."""
 
     def __init__(self, results: Path, name: str) -> None:
         self.name, self.tables = name, load(results / name, join=True)
@@ -95,7 +95,7 @@ class _Study:
         return Evidence(claim, f"runs {outcome}, {models}", self.name, k / n, *share_interval(k, n), n, is_share=True)
 
     def compared(self, runs: pd.DataFrame, by: str) -> dict[Any, Any]:
-        """Compare runs that differ only in the seed and in the column `by`. Return the row of `compare_pairs`."""
+        """Compare `runs`, which differ only in the seed and in `by`. Return the only row of `compare_pairs`."""
         (row,) = compare_pairs(runs, self.tables.steps, by, margin=MARGIN).to_dict("records")
         return row
 

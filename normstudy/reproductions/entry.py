@@ -65,7 +65,7 @@ class Reproduction(NamedTuple):
 
 
 def needing(*models: tuple[str, Variant], deepest: bool = False, many: bool = False) -> Callable[[Sizes], list[Need]]:
-    """Return the `needs` of a Reproduction. models: (kind, model). deepest: largest depth only. many: `many_seeds`."""
+    """Return a Reproduction's `needs`, for (kind, variant) pairs. deepest: largest depth only. many: use many_seeds."""
     return lambda sizes: [
         Need(kind, variant, sizes.depths[-1:] if deepest else sizes.depths, sizes.many_seeds if many else sizes.seeds)
         for kind, variant in dict.fromkeys(models)

@@ -88,7 +88,7 @@ def _rows(models: Models, quantity: str, values: Tensor, layers: Sequence[int | 
 
 
 def _mean_squares(tensors: list[Tensor]) -> Tensor:
-    """Return the mean square of each tensor in each run: tensors (runs, ...), all of one size -> (tensors, runs)."""
+    """Return mean squares (tensors, runs): one for each tensor and run. tensors: (runs, ...), all of the same size."""
     return probes.rms_by_run(tensors).double().square()
 
 

@@ -32,7 +32,7 @@ REPRODUCTIONS: dict[str, Reproduction] = {
 OUT = Path("results/reproductions")
 SIZES = Sizes()
 TIER = 0  # number of the only group of reproductions; --tier 0 selects all of them
-LAYERS_AT_ONCE = 128  # most layers of all models of a job together; keeps a process below 2 GB
+LAYERS_AT_ONCE = 128  # limit on the layers of a job's models together; keeps a process below 2 GB
 # Kind of measurement -> time per block. The unit is the time of a forward pass through one block of one model.
 COST = {"gradients": 3.0, "stream": 1.3, "before_norm2": 1.3, "noise": 3.0, "update": 6.5, "constants": 2.0}
 

@@ -55,7 +55,7 @@ def entry(
         return [judge(curve.name.format(n=len(x)), exponent(x, y), curve.band) for curve, x, y in points]
 
     def draw(table: Table, found: list[Finding]) -> Figure:
-        """Draw each seed, the means, the fitted and the predicted power laws on logarithmic axes."""
+        """Draw the seeds, their means, and the fitted and predicted power laws, on logarithmic axes."""
         fig, (ax,) = plots.figure()
         for place, curve in enumerate(curves):
             x, y = values(table, curve)
@@ -83,10 +83,10 @@ def entry(
 def _draw_powers(ax: Axes, x: Floats, y: Floats, curve: Curve, anchor: str) -> None:
     """Draw a fitted power law with the 95 % t interval of its exponent, and a fan of the predicted power laws.
 
-    The fan's exponents are those in the prediction's band. If the band has no lower end, the fan starts at 0 or, if
-    the upper end is at most 0.1, at the upper end minus 0.5. A band of one number is a line. anchor: the point at
-    which the fan's lines meet: `center` (the geometric means of all `x` and `y`) or `first` (the smallest `x` and the
-    geometric mean of its `y`).
+    The fan's exponents are those in the prediction's band. If the band has no lower end, the smallest exponent is the
+    upper end minus 0.5 if the upper end is at most 0.1, and 0 otherwise. A band of one number becomes a line. The
+    fan's lines meet at the point `anchor`: `center` (the geometric means of all `x` and `y`) or `first` (the smallest
+    `x` and the geometric mean of its `y`).
     """
     means, band = log(y).mean(1), curve.band
     grid = np.exp(np.linspace(np.log(x[0]) - 0.08, np.log(x[-1]) + 0.08, 101))

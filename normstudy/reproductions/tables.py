@@ -30,8 +30,8 @@ def definition(sizes: Sizes, needs: Sequence[Need]) -> str:
     needed = []
     for need in needs:
         models = [dataclasses.asdict(model_config(need.variant, depth, sizes)) for depth in need.depths]
-        # Tables measured by older versions must stay valid. A setting that older versions did not have is left
-        # out if its value gives the model of the older versions.
+        # Tables measured by older versions must stay valid. Leave out each setting that those versions
+        # lacked if its value is the one in ABSENT, which gives the model of those versions.
         kept = [{k: v for k, v in m.items() if k not in cfg.ABSENT or v != cfg.ABSENT[k]} for m in models]
         needed.append([need.kind, need.variant.simplified, kept, need.seeds])
     content = {"measurement": MEASUREMENT, "numerics": cfg.NUMERICS, **shared, "needs": needed}

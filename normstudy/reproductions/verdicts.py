@@ -77,7 +77,7 @@ def deepest(table: Table, variant: str) -> int:
 
 
 def by_block(table: Table, quantity: str, variant: str, depth: int | None = None) -> tuple[Floats, Floats]:
-    """Return block numbers (n,) and a quantity's values (n, seeds) at one depth, which is by default the largest depth.
+    """Return block numbers (n,) and a quantity's values (n, seeds) at one depth, by default the largest.
 
     Blocks are numbered from 1. The quantity `mean_square` also has values for block 0, the embeddings.
     """

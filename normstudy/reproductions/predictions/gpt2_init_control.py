@@ -8,7 +8,7 @@ outweigh the blocks.
 
 Computed: the L2 norm of the gradient of the last block's second MLP matrix, in pre-norm with init `gpt2` and embeddings
 of standard deviation 0.02. The result for each seed is the least-squares slope of the norm's logarithm against ln L.
-The contrast has init `normal`, which does not scale with depth.
+For contrast, the slope is also computed with init `normal`, which does not scale with depth.
 
 Band: 0 +- 0.05. The contrast's band is -0.5 +- 0.1, as in theorem 1. Verdict: by the rule in verdicts.py.
 """

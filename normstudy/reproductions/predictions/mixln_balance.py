@@ -10,10 +10,10 @@ negative result means that Mix-LN's ratio is closer to 1 on a logarithmic scale.
 Band: none, and therefore no verdict, because the paper shows gradients during training, not at initialization. Twenty
 seeds are used because with five seeds the interval's half-width is 0.13.
 
-Why the difference is not negative at initialization: all post-norm blocks at the front have about equally large
-gradients. The last post-norm block passes a stream of unit variance to the first pre-norm block, as the embeddings do
-in a pre-norm model. Over the pre-norm blocks the gradient therefore falls as in a pre-norm model of three quarters of
-the depth. But the post-norm blocks' gradient is larger than the first block's gradient in pre-norm. As a result,
+Why the result is not negative at initialization: Mix-LN's post-norm blocks have about equally large gradients. The last
+post-norm block passes a stream of unit variance to the first pre-norm block, as the embeddings do in a pre-norm model.
+Over the pre-norm blocks the gradient therefore falls less, as in a pre-norm model of three quarters of the depth. But
+Mix-LN's first block has a larger gradient than a pre-norm model's first block. The two effects offset each other:
 Mix-LN's ratio equals pre-norm's ratio, or is a little larger.
 """
 

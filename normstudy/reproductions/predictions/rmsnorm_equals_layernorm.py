@@ -2,7 +2,7 @@
 
 Source: Zhang & Sennrich, arXiv:1910.07467, section 4: LayerNorm works by re-scaling, and re-centering can be left out.
 At initialization the mean of x over its d dimensions is of the order sqrt(Var(x)/d). The two norms therefore divide by
-numbers that differ by about 1/d = 1 %. The project's claim C4 is that pre-norm's gradients agree within 5 %.
+numbers that differ by about 1/d = 1 %. This project predicts that pre-norm's gradients agree within 5 %.
 
 Computed: the L2 norm of the gradient of each block's second MLP matrix, with RMSNorm and with LayerNorm. The result is
 the difference in percent. The two pre-norm models have the same seed and L = 16 (the second depth). Post-norm is

@@ -12,10 +12,10 @@ against the block number.
 Band: (2/3)^(1/2) +- 0.03, that is 0.816 +- 0.03. Verdict: by the rule in verdicts.py.
 
 Why it is not supported: the argument counts the norm's Jacobian but not the Jacobian of the map x + f(x) before the
-norm. f is an independent random map whose output has half the variance of x. The map x + f(x) therefore multiplies the
-mean square of the stream by 3/2, and also the mean square of the gradient. The factors sqrt(2/3) and sqrt(3/2) cancel,
-and the gradient is equally large in all blocks. In post-norm, gradients begin to vanish with the first updates, not
-before.
+norm. f is an independent random map whose output has half the variance of x. The map x + f(x) therefore multiplies both
+mean squares, the stream's and the gradient's, by 3/2. For the gradient norm, the factors sqrt(2/3) and sqrt(3/2)
+cancel, and the gradient is equally large in all blocks. In post-norm, gradients begin to vanish with the first
+updates, not before.
 """
 
 import numpy as np
