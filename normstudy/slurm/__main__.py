@@ -1,6 +1,6 @@
 """Start a Slurm job: `python -u -m normstudy.slurm -u -m submitit.core._submit FOLDER`.
 
-submitit writes this command's arguments after `normstudy.slurm`. This module reads only FOLDER.
+submitit appends `-u -m submitit.core._submit FOLDER` to the command. This module reads only FOLDER.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Read and write state/jobs.json, the record of a study's Slurm jobs. It exists until the jobs have ended."""
+"""Read and write state/jobs.json, the record of a study's Slurm jobs. Commands remove it after the jobs have ended."""
 
 import datetime
 import json
@@ -22,7 +22,7 @@ MODE = 0o700  # permissions of FOLDER, which is private because jobs execute the
 
 
 class Array(NamedTuple):
-    """The record of a sweep's jobs. Several jobs form one Slurm array; a single job is not put into an array."""
+    """The record of a sweep's Slurm jobs: one array of several jobs, or a single job without an array."""
 
     name: str  # unique job name
     command: str  # the sweep's command line
@@ -42,7 +42,7 @@ class Array(NamedTuple):
 
 
 def write(study_dir: Path, array: Array) -> None:
-    """Write the record. The caller must hold the study's lock. Raises a ConfigError if FOLDER is not the user's own."""
+    """Write the record. The caller must hold the study's lock. Raises a ConfigError if the user does not own FOLDER."""
     folder = study_dir / FOLDER
     with files.storing(study_dir):
         folder.mkdir(mode=MODE, parents=True, exist_ok=True)

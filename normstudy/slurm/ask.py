@@ -99,7 +99,7 @@ def try_out(options: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def only(options: Iterable[str]) -> Iterator[None]:
-    """Remove the user's SBATCH_* variables in the `with` block, except LEFT_TO_USERS that are not in `options`."""
+    """Remove SBATCH_* variables in the `with` block. Those of LEFT_TO_USERS stay unless `options` sets them."""
     kept = {f"SBATCH_{name.upper()}" for name in LEFT_TO_USERS if name not in options}
     taken = {key: os.environ.pop(key) for key in [*os.environ] if key.startswith("SBATCH_") and key not in kept}
     try:

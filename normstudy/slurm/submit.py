@@ -52,7 +52,7 @@ def _refused(why: object) -> ConfigError:
 
 
 def shares(tasks: Sequence[Task], workers: int, most: int) -> list[list[Task]]:
-    """Split tasks, in order, into at most `most` jobs: of up to `workers` tasks, or more if `most` requires it."""
+    """Split tasks, in order, into jobs of up to `workers` tasks. If these exceed `most` jobs, make `most` larger jobs."""
     n = min(math.ceil(len(tasks) / workers), most)
     edges = [math.ceil(len(tasks) * i / n) for i in range(n + 1)]
     return [list(tasks[low:high]) for low, high in itertools.pairwise(edges)]
@@ -61,7 +61,7 @@ def shares(tasks: Sequence[Task], workers: int, most: int) -> list[list[Task]]:
 def submit(
     study_dir: Path, tasks: Sequence[Task], execution: ExecutionConfig, command: str, since: datetime.datetime
 ) -> Array:
-    """Submit one or more tasks. The caller must hold the study's exclusive lock, for which the jobs wait.
+    """Submit one or more tasks. The caller must hold the study's exclusive lock; the jobs wait until it is free.
 
     Raises a ConfigError, and removes the jobs' record, if Slurm refuses the jobs. since: when the sweep began.
     """
@@ -111,10 +111,10 @@ def submit(
 
 @contextlib.contextmanager
 def _beyond_signals() -> Iterator[None]:
-    """Protect sbatch, which the `with` block starts, from SIGNALS. This process receives them after the block.
+    """Protect sbatch, which the `with` block starts, from SIGNALS. The caller's Stop still records them.
 
     The shell that runs sbatch starts with SIGNALS blocked, so no signal can end this shell before `trap` ignores them.
-    This process must not ignore SIGNALS: a thread of pyarrow, which does not block them, would discard a signal.
+    Only this thread blocks SIGNALS. If the process ignored them, its other threads (pyarrow's) would discard a signal.
     """
     import submitit
 

@@ -99,7 +99,7 @@ def scratch_folder(above: Path, name: str) -> Iterator[Path]:
 def place_all(study_dir: Path, files: Iterable[tuple[str, bytes | None]]) -> None:
     """Atomically write several files, given as (relative path, bytes). All files are fsynced before any is moved.
 
-    For an existing file, pass None. Its folder is fsynced, because its writer may have been killed before that fsync.
+    For an existing file, pass None: only its folder is fsynced, in case a killed command did not fsync it.
     """
     state, writer = study_dir / "state", f"{socket.gethostname()}-{threading.get_native_id()}"
     targets, folders = dict[Path, Path](), set[Path]()

@@ -26,8 +26,8 @@ from normstudy.study import files, tables
 LOCK = "state/lock"
 RUN_LOCKS = "state/run_locks"
 KERNEL_LOCKS = Path("/proc/locks")
-# By default, `normstudy run` waits this long for the lock, because another `normstudy run` that is about to end holds
-# the lock exclusively for a moment, while it removes state/.
+# By default, `normstudy run` waits this long for the lock. When another `normstudy run` ends, it holds the lock
+# exclusively for a moment, to remove state/.
 PATIENCE_SECONDS = 1.0
 
 

@@ -65,7 +65,7 @@ def encode(table: str, content: pa.Table, **options: object) -> bytes:
 
 
 def encode_values(content: pa.Table) -> bytes:
-    """Encode a table of measurements compactly: the column `value` as floats, other columns as dictionaries."""
+    """Encode a table of measurements as compact Parquet bytes. The column `value` must be the only column of floats."""
     return bytes_of(content, **_compact(content.column_names, ["value"]))
 
 
@@ -132,9 +132,9 @@ def read_row(study_dir: Path, run_id: str) -> dict[str, object] | None:
 
 
 def unknown_columns(table: str, names: Sequence[str]) -> list[str]:
-    """Return the columns in `names` that a newer version added. Raises ArrowInvalid if known columns are also missing.
+    """Return the columns in `names` that a newer version added. Raises ArrowInvalid if `names` lacks a known column.
 
-    Newer versions only add columns. So if a known column is missing, the unknown name is that column's damaged name.
+    Newer versions never remove columns. So if a known column is missing, its name was damaged into the unknown name.
     """
     unknown, missing = sorted({*names} - {*SCHEMAS[table].names}), [f for f in SCHEMAS[table].names if f not in names]
     if unknown and missing:
@@ -186,7 +186,7 @@ def join(parts: Sequence[pa.Table]) -> pa.Table:
 
 
 def rows_by_step(part: pa.Table) -> list[Stretch]:
-    """Count the rows of each run at each step. Rows that are not consecutive are counted separately."""
+    """For each stretch of consecutive rows of one run, count the consecutive rows at each step."""
     ids, steps = part["run_id"].dictionary_encode().combine_chunks(), part["step"].fill_null(-1).to_numpy()
     codes = ids.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     starts = np.flatnonzero(np.diff(codes, prepend=-2) | np.diff(steps, prepend=-2))

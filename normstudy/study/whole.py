@@ -38,8 +38,8 @@ class Expected(NamedTuple):
     def last(self, steps: Ints) -> int:
         """Return the last step that must have rows. steps: the steps that have rows.
 
-        An unfinished run needs rows up to the last of `steps`, or up to the end of the last full window before its
-        checkpoint, whichever is later. A watched run has no checkpoint: its n_steps counts the steps that it stored.
+        An unfinished run needs rows up to the last of `steps`, and at least for all full windows before its checkpoint.
+        An unfinished watched run has no checkpoint, so it needs rows at least for its n_steps, the steps stored so far.
         """
         if self.status == "done":
             found = None if self.source == schema.WATCH else self.nonfinite_step
@@ -52,8 +52,8 @@ class Expected(NamedTuple):
 def expected_of(study_dir: Path | str, values: Iterable[object]) -> Expected:
     """Return the values that determine which rows a run must have. values: the run's values of COLUMNS.
 
-    Call this function before reading the other tables: a sweep may be training the run, and a later checkpoint would
-    require rows that were written after the tables were read.
+    Call this function before reading the other tables. If a sweep saves rows and a checkpoint after the tables are
+    read, that checkpoint would require rows that were not read.
     """
     run = Expected(*values)  # type: ignore[arg-type]
     return run if run.status == "done" else run._replace(saved=checkpoints.head_of(Path(study_dir), run.name).step)
@@ -88,7 +88,7 @@ def lacking(table: str, run: Expected, steps: Ints, rows: Ints) -> str:
 
 
 def wrong_in(table: str, run: Expected, rows: pa.Table) -> str:
-    """Describe which of its rows in a table a run lacks or has in excess; "" if the rows are right."""
+    """Check the rows of a run in a table, and describe missing or surplus rows; "" if the rows are right."""
     return _wrong_of(table, [run], parquet.rows_by_step(rows)).get(run.name, "")
 
 
@@ -130,7 +130,7 @@ def read(
 
 
 def find(study_dir: Path, run_ids: Sequence[str]) -> dict[str, str]:
-    """Return run_id -> which rows are missing, for each of the finished runs `run_ids` that lacks rows."""
+    """Return run_id -> which rows are missing, only for runs that lack rows. run_ids: the finished runs to check."""
     wrong: dict[str, str] = {}
     if run_ids:
         runs = tables.read(study_dir, "runs", list(COLUMNS), run_ids)
