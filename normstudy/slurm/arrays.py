@@ -42,7 +42,7 @@ class Array(NamedTuple):
 
 
 def write(study_dir: Path, array: Array) -> None:
-    """Write the record. The caller must hold the study's lock. Raises a ConfigError if the user does not own FOLDER."""
+    """Write the record. The caller must hold the study's lock. Raises ConfigError if state/slurm is not the user's."""
     folder = study_dir / FOLDER
     with files.storing(study_dir):
         folder.mkdir(mode=MODE, parents=True, exist_ok=True)

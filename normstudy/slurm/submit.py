@@ -52,7 +52,7 @@ def _refused(why: object) -> ConfigError:
 
 
 def shares(tasks: Sequence[Task], workers: int, most: int) -> list[list[Task]]:
-    """Split tasks, in order, into jobs of up to `workers` tasks. If these exceed `most` jobs, make `most` larger jobs."""
+    """Split tasks, in order, into jobs of up to `workers` tasks. If these exceed `most`, make `most` larger jobs."""
     n = min(math.ceil(len(tasks) / workers), most)
     edges = [math.ceil(len(tasks) * i / n) for i in range(n + 1)]
     return [list(tasks[low:high]) for low, high in itertools.pairwise(edges)]

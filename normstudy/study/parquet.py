@@ -65,7 +65,7 @@ def encode(table: str, content: pa.Table, **options: object) -> bytes:
 
 
 def encode_values(content: pa.Table) -> bytes:
-    """Encode a table of measurements as compact Parquet bytes. The column `value` must be the only column of floats."""
+    """Encode a table of measurements as compact Parquet bytes. `value` is its only column of floats."""
     return bytes_of(content, **_compact(content.column_names, ["value"]))
 
 
@@ -132,9 +132,9 @@ def read_row(study_dir: Path, run_id: str) -> dict[str, object] | None:
 
 
 def unknown_columns(table: str, names: Sequence[str]) -> list[str]:
-    """Return the columns in `names` that a newer version added. Raises ArrowInvalid if `names` lacks a known column.
+    """Return the columns in `names` that a newer version added. Newer versions keep all of this version's columns.
 
-    Newer versions never remove columns. So if a known column is missing, its name was damaged into the unknown name.
+    Raises ArrowInvalid if `names` has an unknown column but lacks a known one: then the unknown name is damaged.
     """
     unknown, missing = sorted({*names} - {*SCHEMAS[table].names}), [f for f in SCHEMAS[table].names if f not in names]
     if unknown and missing:

@@ -87,7 +87,7 @@ def _window_files(study_dir: Path, windows: Iterable[tuple[str, int, Rows]]) -> 
 
 
 def write_runs(study_dir: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write `runs` rows; missing columns are null. No other status replaces `done`. Raises StorageError."""
+    """Write `runs` rows; missing columns are null. Only `done` rows can replace `done` rows. Raises StorageError."""
     kept = [row for row in rows if row["status"] == "done" or not is_done(study_dir, str(row["run_id"]))]
     if unknown := {name for row in kept for name in row} - set(SCHEMAS["runs"].names):
         raise KeyError(f"the table runs has no columns named {sorted(unknown)}")
@@ -114,7 +114,7 @@ def damaged_and_unfinished(study_dir: Path) -> list[str]:
 
 
 def remove_windows(study_dir: Path, run_ids: Collection[str]) -> None:
-    """Remove the windows (files of steps) of runs. When the runs are trained again, write_windows would keep them."""
+    """Remove the windows (files of steps) of runs that are trained again; otherwise write_windows would keep them."""
     with files.storing(study_dir):
         for table in SERIES:
             for name in names_in(study_dir / "tables" / table):
@@ -232,7 +232,7 @@ def read(
 
 
 def runs_with_windows(study_dir: Path) -> set[str]:
-    """Return the runs that have an uncompacted window. Each must also have a row in `runs`, which is written first."""
+    """Return the runs that have an uncompacted window. Each must have a row in `runs`, which is written earlier."""
     names = ((table, name) for table in SERIES for name in names_in(study_dir / "tables" / table))
     return {run_of(table, name) for table, name in names if name not in (SCHEMA_FILE, COMPACTED_FILE)}
 
