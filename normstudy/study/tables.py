@@ -4,8 +4,8 @@
     results/<study>/tables/{steps,modules,residual}/<run_id>-<window>.parquet
     results/<study>/state/                                              partial files, logs, locks, checkpoints
 
-A window is a fixed range of steps. A window's file is written in state/ and then moved into its table's folder. The
-file changes only if a newer version adds columns or the run is trained again. Each table has a file `0-schema.parquet`
+A window is a fixed range of steps. Its file is written in state/ and moved into its table's folder. A sweep changes
+the file only if a newer version adds columns or the run is trained again. Each table has a file `0-schema.parquet`
 without rows, from which readers learn the columns before any run has begun. `results/README.md` documents every column.
 """
 
