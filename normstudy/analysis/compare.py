@@ -159,7 +159,7 @@ def table_lines(cells: list[str], header: list[str], parts: list[Row], fmt: str)
 
 
 def _text_table(header: list[str], rows: list[list[str]], right: set[int]) -> list[str]:
-    """Return a table's lines. Wrap a column's name at spaces and underscores if no value is as wide."""
+    """Return a table's lines. Wrap a column's name at spaces and underscores if it is wider than every value."""
     titles = []
     for name, cells in zip(header, zip(*rows, strict=True), strict=True):
         width = max(len(line) for cell in cells for line in cell.split("\n"))

@@ -58,9 +58,9 @@ def observations(study_dir: Path) -> pd.DataFrame:
 
 
 def distinct(rows: pd.DataFrame) -> pd.DataFrame:
-    """Drop rows in which a quantity is not finite. If runs have equal training losses, keep one row for each step.
+    """Drop rows in which a quantity is not finite. Of runs with equal training losses, keep one row for each step.
 
-    Runs with equal losses are copies. Every step at which some copy was probed is kept. The order of `rows` is ignored.
+    Such runs are copies. A step is kept if any copy was probed at it. The order of `rows` does not affect the result.
     """
     rows = rows.loc[np.isfinite(rows[[*QUANTITIES]].to_numpy()).all(axis=1)]
     rows = rows.sort_values(["cell", "seed", "losses", "step", "study", "run_id"])
@@ -68,7 +68,7 @@ def distinct(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_step(rows: pd.DataFrame, step: int | None) -> pd.DataFrame:
-    """Return the rows at `step`; if None, at each run's first step from FIRST on. Steps during warmup are left out."""
+    """Drop steps during warmup. Return the rows at `step`, or if None, each run's first row with a step >= FIRST."""
     rows = rows[rows["step"] >= rows["warmup_steps"]]
     if step is None:
         rows = rows[rows["step"] >= FIRST]
@@ -107,7 +107,7 @@ def auc_interval(stuck: Bools, score: Floats, cells: Sequence[str]) -> tuple[flo
 
 
 def threshold(stuck: Bools, score: Floats) -> float:
-    """Return the score from which runs are flagged. It maximizes (true positive rate) - (false positive rate)."""
+    """Return the least score at which a run is flagged. It maximizes (true positive rate) - (false positive rate)."""
     if stuck.all() or not stuck.any():
         return math.inf
     levels = np.unique(score)
@@ -154,14 +154,14 @@ def _rows(rows: pd.DataFrame, quantity: str) -> Iterator[dict[str, object]]:
 
 
 def rule_of(table: pd.DataFrame) -> dict[str, float]:
-    """Return the fields of `likely_stuck.Rule`. Each counted run was judged by a threshold learned from other runs."""
+    """Return the fields of `likely_stuck.Rule`. Runs are counted by thresholds that were learned from other runs."""
     where = 'kind == "grids" and step.isna() and quantity == "gradient_ratio" and placement == @ALL'
     (r,) = table.query(where).to_dict("records")
     return {"step": FIRST, "threshold": r["threshold"], "looked": r["caught"] + r["false"], "stuck": r["caught"]}
 
 
 def markdown(table: pd.DataFrame, missed: bool) -> str:
-    """Format `table` as Markdown: all quantities, or, if `missed`, only the gradient ratio, for each placement."""
+    """Format `table` as Markdown: all quantities. missed: whether to show each placement's gradient ratio instead."""
     one, by, rows = table["placement"] != ALL, "placement" if missed else "quantity", list[list[str]]()
     for r in table[one & (table["quantity"] == "gradient_ratio") if missed else ~one].to_dict("records"):
         step = f"first from {FIRST}" if pd.isna(r["step"]) else str(r["step"])

@@ -55,7 +55,7 @@ def paired_t_test(differences: Floats) -> float:
 
 
 def equivalence_test(differences: Floats, margin: float) -> float:
-    """Return the p of two one-sided t tests (Schuirmann, 1987) that the mean lies outside +-margin, or NaN."""
+    """Return the p of two one-sided t tests (Schuirmann, 1987) against |mean| >= margin. Below two pairs: NaN."""
     return _t_below(abs(differences.mean()) - margin, differences) if len(differences) > 1 else math.nan
 
 

@@ -48,14 +48,14 @@ def step_of(run: whole.Expected, warmup_steps: int) -> int | None:
 
 
 class LikelyStuck:
-    """Count a study's runs that look stuck. Judge each run as soon as its step to judge (`step_of`) is on disk."""
+    """Count a study's runs that look stuck. Judge each run once, when its rows at the step `step_of` are on disk."""
 
     def __init__(self, study_dir: Path) -> None:
         self._folder = study_dir / "tables" / "modules"
         self._looks: dict[str, bool] = {}  # run_id -> whether the run looks stuck
 
     def count(self, runs: Iterable[tuple[Any, ...]]) -> int:
-        """Return how many runs look stuck. Runs without stored rows do not count. runs: values of COLUMNS per run."""
+        """Return how many runs look stuck. Ignore runs without stored rows. runs: each run's values of COLUMNS."""
         return sum(self._looks_stuck(whole.Expected(*values), warmup_steps) for *values, warmup_steps in runs)
 
     def _looks_stuck(self, run: whole.Expected, warmup_steps: int) -> bool:

@@ -183,7 +183,7 @@ def _judge(rows: list[dict[str, Any]]) -> None:
 
 
 def _share_verdict(row: dict[str, Any], reachable: bool) -> str:
-    """Return a verdict on the shares of failed runs. reachable: whether any shares could be significant."""
+    """Return a verdict on the shares of failed runs. reachable: whether the runs suffice for a significant test."""
     if math.isnan(row["failed_p"]):
         none = "all failed" if row["failed"] else "none failed"
         return none if row["runs"] and row["baseline_runs"] else "no runs"

@@ -15,7 +15,7 @@ from normstudy.study.schema import SCHEMAS, UNFILLED
 
 KINDS = cfg.asked_types()
 
-# What selects runs: a mapping column -> value or list of values, or texts as given to --where.
+# Conditions on runs: a mapping (column -> value or list of values), or texts like those given to --where.
 Where = Mapping[str, object] | Sequence[str]
 ORDER = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 # A comma in --where precedes a new condition, such as peak_lr>=1e-3, or another value of the same condition.
@@ -24,7 +24,7 @@ PART = re.compile(rf"\s*(?:(\w+)\s*(!=|<=|>=|=|<|>)\s*)?{VALUE}\s*(?:,(?=.)|$)",
 
 
 class Quoted(str):
-    """Text in quotes or from a Python program. A quoted `null` means the text null if the column has this text."""
+    """Text in quotes or from a Python program. A quoted `null` means the text null if the column has it, else None."""
 
 
 def conditions(where: Where) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -125,7 +125,7 @@ def _holds(cells: list[Value], sign: str, value: Value) -> list[bool]:
 
 
 def _beside(cell: Value, value: Value) -> Value:
-    """Convert text to the cell's type, because a column of watched runs may mix types. Return None if impossible."""
+    """Convert a text `value` to the type of `cell`, or None if impossible. A column of watched runs may mix types."""
     if not isinstance(value, str) or isinstance(cell, str | None):
         return value
     if isinstance(cell, bool):

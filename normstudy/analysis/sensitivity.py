@@ -32,10 +32,10 @@ HEAD = (
 def sensitivity_study(study_dir: Path | str, where: Where = ()) -> tuple[pd.DataFrame, list[str]]:
     """Return a table with a row for each cell that has several learning rates, and descriptions of the other cells.
 
-    A cell consists of runs that differ only in peak_lr, seeds, probes and evaluations. Its grid consists of the
-    learning rates of its finished and crashed runs. results/README.md describes the columns. where: see `select`. If
-    rows of a run are missing, a warning names the run, and its loss counts as unknown. Raises ConfigError like
-    `select`, and if the folder is not a study or no cell has two rates.
+    The runs of a cell differ only in peak_lr, seeds, probes and evaluations. The cell's grid consists of the learning
+    rates of its finished and crashed runs. results/README.md describes the columns. where: see `select`. If rows of a
+    run are missing, a warning names the run, and the run's loss counts as unknown. Raises ConfigError like `select`,
+    and if the folder is not a study or no cell has two rates.
     """
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
     runs = runs[runs["status"].isin(["done", "failed"])]

@@ -69,7 +69,7 @@ def _draw_goals(fig: SubFigure, results: Sequence[summary.Result]) -> None:
 
 
 def _draw_costs(fig: SubFigure, costs: pd.DataFrame, stored: pd.DataFrame) -> None:
-    """Draw CPU times of a step or of a block's parts against size. Each size, such as n_layers, gets a panel."""
+    """Draw CPU times. Each panel shows a whole step or a block's parts against one size, such as n_layers."""
     panels = costs.groupby([costs["part"] != WHOLE, "axis"], sort=False)
     axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     theory = stored[(stored["subject"] == THEORY) & (stored["metric"] == "slope")].groupby("case")["value"].median()

@@ -101,7 +101,7 @@ D32_L4, D64_L6 = Case(32, 4, 8, 32), Case(64, 6, 8, 64)
 
 
 def run_config(case: Case, seed: int = 0, *, probe: ProbeConfig | None = None) -> RunConfig:
-    """Configure a run of the default model that never ends. If `probe` is None, every 20th step is probed."""
+    """Configure an endless run of the default model. If `probe` is None, every 20th step is probed."""
     return RunConfig(
         study="speed", seed=seed, schedule=ScheduleConfig(n_steps=INT_MAX),
         model=ModelConfig(n_layers=case.n_layers, d_model=case.d_model, n_heads=case.d_model // D_HEAD),

@@ -104,7 +104,7 @@ def render(stored: pd.DataFrame, fmt: str = "table") -> str:
 
 
 def _table(lines: Sequence[tuple[str, ...]]) -> list[str]:
-    """Lay out a plain table. A row or case that repeats the line above is left blank. Long texts are wrapped."""
+    """Lay out a plain table. Leave row and case blank where they repeat the line above. Wrap long texts."""
     shown: list[tuple[str, ...]] = [HEADER]
     for (row, case, *rest), above in zip(lines, [HEADER, *lines], strict=False):
         shown.append(("" if row == above[0] else row, "" if (row, case) == above[:2] else case, *rest))
