@@ -1,1 +1,1 @@
-"""Turn the command lines of `normstudy run` and `normstudy sweep` into RunConfigs, using Hydra, and train the runs."""
+"""Turn the command lines of `normstudy run`, `sweep` and `critical` into RunConfigs with Hydra, and train the runs."""

@@ -28,7 +28,7 @@ HYDRA = threading.RLock()  # held while Hydra runs, because its state belongs to
 
 @dataclass(frozen=True, repr=False)
 class Study:
-    """A study. Each call reads the study's files again. A method such as `plot` has the options of `normstudy.plot`."""
+    """A study. Every access reads its files again. A method such as `plot` takes the options of `normstudy.plot`."""
 
     folder: Path | str
 
@@ -46,7 +46,7 @@ class Study:
         return compare(self.folder, by, **options)
 
     def critical(self, where: Where = ()) -> pd.DataFrame:
-        """Return the table of critical values that `normstudy critical` prints. Raises ConfigError without a search."""
+        """Return the critical values that `normstudy critical` prints. Raises ConfigError if a study has no search."""
         from normstudy.search.answer import critical_values
 
         return critical_values(self.folder, where)[0]
@@ -99,7 +99,7 @@ def critical(
     dry_run: bool = False,
     **keys: object,
 ) -> Study:
-    """Search the value at which half of the runs fail, for every combination of the other keys' values.
+    """Search for the value of key `of` at which half of the runs fail, for each combination of the other keys' values.
 
     of: peak_lr, warmup_steps or n_layers; None: the experiment's choice, by default peak_lr. The other arguments are
     those of `sweep`. The values found are in `Study.critical()`.
@@ -200,7 +200,7 @@ def _train(
     overrides: Sequence[str] = (),
     flags: Sequence[str] = (),
 ) -> Study:
-    """Run a command. Its words set the `named` keys that are not None, then `keys`; `overrides` and `flags` follow."""
+    """Run a command with these words, in order: `named` keys that are not None, `keys`, `overrides`, `flags`."""
     from normstudy.app import main
 
     if isinstance(overrides, str):

@@ -87,7 +87,7 @@ def checked(shows: bool, searches: bool) -> Iterator[list[Path]]:
             )
         return config
 
-    # Skip get_mode, which would compose once more to learn whether to run or to sweep: the command has decided this.
+    # Skip get_mode: it would compose once more to learn whether to run or to sweep, but the command decides this.
     with (
         replaced(ConfigLoaderImpl, "load_configuration", load_and_check),
         replaced(Hydra, "get_mode", lambda *_, **__: None),
@@ -117,7 +117,7 @@ def check_names(files: Iterable[str], sources: Iterable[ConfigSourceInfo]) -> No
 
 
 def check_places(config: DictConfig) -> None:
-    """Raise a ConfigError if Hydra itself might write outside the study's folder sweeps/."""
+    """Raise a ConfigError if Hydra itself might write outside the sweeps/ folder of the study."""
     check_is_run(OmegaConf.get_type(config))
     check_study_name(config.study)
     paths.check_study(config.results_dir, config.study)

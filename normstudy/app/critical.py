@@ -1,4 +1,4 @@
-"""Run `normstudy critical`: for each job of Hydra, search the values of one key at which half of the runs fail."""
+"""Run `normstudy critical`: for each Hydra job, search for the value of one key at which half of the runs fail."""
 
 from collections.abc import Callable, Sequence
 
@@ -23,7 +23,7 @@ Launch = Callable[[Sequence[Sequence[str]]], object]  # trains jobs, each a list
 def search(
     planner: Planner, cells: Sequence[Sequence[str]], launch: Launch | None, request: Request, *, dry_run: bool
 ) -> None:
-    """Search the critical values of all cells. A cell is a list of overrides. launch: None for normstudy's launcher."""
+    """Search the critical values of all cells (lists of overrides). launch: another launcher (None: normstudy's)."""
     configs = planner.plan(cells)
     axis = find(configs[0].search.of)
     group, _, name = axis.key.partition(".")

@@ -34,7 +34,7 @@ def sweep(
     params: Mapping[str, str],
     arguments: list[str],
 ) -> Sequence[JobReturn]:
-    """Expand the axes into jobs and launch all in one call. If the launcher is not normstudy's, check them first."""
+    """Expand the axes into jobs and launch all in one call. Check all jobs first if another launcher trains them."""
     ours = type(launcher).__module__ == "hydra_plugins.normstudy"
     app = task if isinstance(task, main.Application) else None
     loader = context.config_loader
@@ -111,7 +111,7 @@ def _raise_failure(one: JobReturn) -> None:
 def expand(
     params: Mapping[str, str], arguments: Iterable[str], loader: ConfigLoader, *, may_be_one: bool = False
 ) -> list[list[str]]:
-    """Combine the values of all keys into jobs, and return each job's overrides. may_be_one: allow a single job."""
+    """Combine the axes `params` and the typed overrides `arguments` into jobs. may_be_one: allow a single job."""
     parser = OverridesParser.create(config_loader=loader)
     with as_written():
         axes = parser.parse_overrides([f"{key}={values}" for key, values in params.items()])

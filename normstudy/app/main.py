@@ -91,7 +91,7 @@ def complete(query: str) -> None:
 
 @dataclass(frozen=True)
 class Application:
-    """The function that Hydra calls to train one run. normstudy's launcher only reads its fields."""
+    """The function that Hydra calls to train one run. normstudy's launcher does not call it, but reads its fields."""
 
     command: str  # the command line, which is recorded with the results
     dry_run: bool = False
@@ -180,7 +180,7 @@ def _mark() -> str:
 
 @functools.cache
 def _end_with_launcher() -> None:
-    """If another launcher of Hydra started this process, end this process when the process of `normstudy` has ended."""
+    """If a launcher other than normstudy's started this process, end it when the `normstudy` process has ended."""
     inherited = os.environ.get(MARK, "")  # a cluster may start its jobs with an empty environment
     if inherited != _mark() and inherited.startswith(f"{socket.gethostname()}:"):
         threading.Thread(target=_watch, args=(inherited,), daemon=True).start()

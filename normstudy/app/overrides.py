@@ -1,4 +1,4 @@
-"""Check the flags and overrides of `normstudy run` and `normstudy sweep` before Hydra reads them."""
+"""Check the flags and overrides of `normstudy run`, `sweep` and `critical` before Hydra reads them."""
 
 import argparse
 import re
@@ -74,7 +74,7 @@ def flags_of(args: argparse.Namespace) -> list[str]:
 
 
 def check_overrides(command: str, words: list[str], shows: bool) -> None:
-    """Raise a ConfigError for overrides that the command does not accept. shows: whether it only prints a config."""
+    """Raise a ConfigError for overrides that the command does not accept. shows: the command only prints a config."""
     for override in OverridesParser.create().parse_overrides(words):
         line, key = str(override.input_line), override.key_or_group
         if key in CHOICES or key.startswith("hydra/"):

@@ -27,7 +27,7 @@ from normstudy.errors import ConfigError
 
 
 class Planner:
-    """Turns lists of jobs into RunConfigs. Caches composed configs for later lists. master: the base configuration."""
+    """Turns lists of jobs into RunConfigs. Caches composed configs for later lists. master: the sweep's config."""
 
     def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
         self.loader, self.master = loader, master
@@ -84,7 +84,7 @@ class Composition:
         # These keys are rebuilt for every run: top-level values, such as data_seed, and sections that contain an
         # interpolation. An interpolation may refer to any value, so its result may change with every run.
         self.rebuilt = {str(k) for k, v in plain.items() if not isinstance(v, dict) or "${" in str(v)}
-        # If data_seed is ${seed}, pass None instead, which saves a third of the planning time. RunConfig sets the seed.
+        # If data_seed is ${seed}, set None, which RunConfig replaces by seed. This saves a third of the planning time.
         self.one_seed = plain.get("data_seed") == "${seed}"
         self.asks_hydra = "${hydra:" in str(plain)
 
@@ -116,9 +116,9 @@ class Composition:
 def _signature(override: Override, is_choice: bool) -> str:
     """Return an override's signature: jobs whose overrides have equal signatures share a composition.
 
-    A plain value's signature is its key, because each job sets its own value. A group, a dictionary or a list cannot be
-    replaced later (a second dictionary would be merged with the first), and a value such as ${hydra:job.num} may differ
-    in every job. The signature of these is the full override.
+    A plain value's signature is its key, because a job can set its own value on a shared composition. Any other
+    override is its own signature: a composed group, dictionary or list cannot be replaced (a second dictionary would be
+    merged with the first), and a value such as ${hydra:job.num} may differ in every job.
     """
     value = override.value()
     whole = is_choice or isinstance(value, dict | list) or "${hydra:" in str(value)

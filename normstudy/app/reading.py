@@ -141,7 +141,7 @@ class Loader(get_yaml_loader()):  # type: ignore[misc]
             raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
         self.path.append(str(index.value) if isinstance(index, yaml.ScalarNode) else "")
         node = super().compose_node(parent, index)
-        # hydra.sweeper.params contains overrides of normstudy's keys, which are read as text.
+        # The values in hydra.sweeper.params are for normstudy's keys, so they are read as text.
         is_hydras = self.of_hydra or (self.path[1:2] == ["hydra"] and self.path[2:4] != ["sweeper", "params"])
         if isinstance(node, yaml.ScalarNode) and node.tag in GUESSED and not is_hydras:
             node.tag = self.DEFAULT_SCALAR_TAG

@@ -1,10 +1,10 @@
 """Compute the operations that take most of a step's time, for many runs at once.
 
-These functions handle the run axis themselves. In the rest of the model, torch.func.vmap adds the run axis. The memory
-layout of the matrices determines the speed of a product (`normstudy bench --rows a` measures this speed). A run's bits
-must not depend on its batch. So each product multiplies one run's matrices, in a way that depends only on shapes.
+These functions handle the run axis themselves. In the rest of the model, torch.func.vmap adds the run axis. A run's
+bits must not depend on its batch. So each product multiplies one run's matrices, in a way that depends only on shapes.
+The memory layout of the matrices determines the speed of a product (`normstudy bench --rows a` measures this speed).
 
-On Intel CPUs, MKL computes the products of linear maps (processor.py). On CPUs, NumPy computes all other products.
+On Intel CPUs, MKL computes the products of linear maps (processor.py). NumPy computes all other products on CPUs.
 NumPy's OpenBLAS needs 1 us per call and can write into an existing array. torch.bmm calls MKL, which on AMD uses half
 of AVX-512: per core 90 GFLOP/s instead of 180 for (256, 32) times (32, 128), and 105 instead of 210 for (512, 64)
 times (64, 256).

@@ -64,8 +64,8 @@ def read_by_norms(model: ModelConfig, seq_len: int) -> dict[str, float]:
     """Estimate the mean square of each norm's input in block 0 at initialization. In later blocks it is not smaller.
 
     The mean squares of independent terms add up, so the placement's function is called with mean squares instead of
-    tensors. The estimate assumes that a smooth activation halves small numbers, and that attention averages a
-    third of the positions that it may read, because texts repeat symbols (measured: a half to a quarter). Returns {}
+    tensors. The estimate assumes that a smooth activation halves small numbers, and that a third of the values that
+    attention averages are independent, because texts repeat symbols (measured: a half to a quarter). Returns {}
     if the norm is neither `layernorm` nor `rmsnorm`, or if the placement is the user's own.
     """
     found: dict[str, float] = {}
@@ -84,7 +84,7 @@ def read_by_norms(model: ModelConfig, seq_len: int) -> dict[str, float]:
 
     def attn(x: float, inner: Norm = float, qkv: tuple[Norm, Norm, Norm] = (float, float, float)) -> float:
         *_, v = (n(linear(x, f"attn.{m}", D, D)) for n, m in zip(qkv, "qkv", strict=True))
-        # Attention at position t averages, in effect, t / 3 values. `mean` is the mean of min(1, 3 / t) over t.
+        # Averaging t / 3 independent values multiplies the mean square by 3 / t. `mean`: mean of min(1, 3 / t) over t.
         mean = 3 / seq_len * (1 + math.log(seq_len / 3)) if seq_len > 3 else 1.0
         return linear(inner(v * mean), "attn.out", D, D)
 

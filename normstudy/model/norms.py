@@ -1,4 +1,4 @@
-"""Define the norms as functions and as modules. Every norm normalizes over the last axis. Its length is the width D."""
+"""Define the norms as functions and as modules. Every norm normalizes over the last axis, of length D (the width)."""
 
 from collections.abc import Callable
 from functools import partial

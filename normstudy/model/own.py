@@ -76,7 +76,7 @@ _loaded: dict[str, tuple[Path, str]] = {}  # module -> (its folder, the sha256 o
 def load(spec: str, planned: str | None = None) -> Callable[..., object]:
     """Return the function or class that `spec` names. Import its module first if the module is new or has changed.
 
-    planned: the sha256 that the source had when the sweep was planned. Raise a ConfigError if the source has changed.
+    planned: the source's sha256 when the sweep was planned. Raises a ConfigError if the sha256 now differs.
     """
     module, name = split(spec)
     root, files = sources_of(spec)

@@ -1,8 +1,8 @@
 """Call a user's own block or norm before any run trains, and report the first rule (rules.py) that it breaks.
 
 Some mistakes in a user's code would make the runs of a batch affect each other. torch reports about half of them. To
-find the other half, `check` calls each block, and the norm at each width of the model, several times and compares the
-results. A call has two runs with initial parameters, and two sequences of data.seq_len tokens per run:
+find the other half, `check` compares the results of several calls of each block, and of the norm at each width of the
+model. A call has two runs with initial parameters, and two sequences of data.seq_len tokens per run:
 
     call                                                detects
     first                                               a wrong result, changes in place, inf or NaN
@@ -70,7 +70,7 @@ def _check(config: RunConfig, vocab_size: int, device: str) -> None:
 
 
 def _check_block(spec: str, found: Callable[..., object], model: ModelConfig) -> None:
-    """Raise a ConfigError if a block's arguments break a rule, or if the module that a class constructs does."""
+    """Raise a ConfigError if a block's arguments, or the module that a block class constructs, break a rule."""
     cls = _module_class(spec, found)
     names = _check_names(spec, found, sources.BLOCK_ARGUMENTS)
     for sublayer in sources.SUBLAYERS:
@@ -82,7 +82,7 @@ def _check_block(spec: str, found: Callable[..., object], model: ModelConfig) ->
 
 
 def _check_norm(spec: str, found: Callable[..., object], model: ModelConfig) -> None:
-    """Raise a ConfigError if a norm's arguments break a rule, or if the module that a class constructs does."""
+    """Raise a ConfigError if a norm's arguments, or the module that a norm class constructs, break a rule."""
     cls = _module_class(spec, found)
     names = _check_names(spec, found, sources.NORM_ARGUMENTS) if cls is None else []
     if "eps" not in names and model.norm_eps != ModelConfig.norm_eps:

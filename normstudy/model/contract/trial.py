@@ -214,7 +214,7 @@ def _check_repeats(subject: Subject, inputs: list[Tensor], out: list[Tensor]) ->
 
 
 def _replaced(t: Tensor, where: tuple[slice | int, ...], seed: int) -> Tensor:
-    """Return a copy of t with normal numbers at `where`, of mean RMS(t) and standard deviation 3 RMS(t)."""
+    """Return a copy of t whose values at `where` are normal, with mean RMS(t) and standard deviation 3 RMS(t)."""
     out = t.clone()
     out[where] = t.square().mean().sqrt() * (1 + 3 * normal(tuple(out[where].shape), seed).to(t.device))
     return out
