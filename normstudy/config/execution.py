@@ -31,9 +31,9 @@ MOST_RUNS = 1000  # limit of search.max_runs; seeds from this one on are reserve
 
 @dataclass
 class ExecutionConfig:
-    """Define how runs are executed. On one kind of CPU no setting changes a result, so run ids ignore all settings.
+    """Define how runs are executed. Run ids ignore these settings: on one kind of CPU, none of them changes a result.
 
-    A GPU or another kind of CPU rounds differently; the column `device` records where a run was trained.
+    A GPU or another kind of CPU rounds differently; the columns device, cpu_capability and blas record the hardware.
     """
 
     cluster: str = "local"  # local: processes on this machine | slurm: Slurm jobs

@@ -54,7 +54,7 @@ def _column(key: str) -> str:
 
 @functools.cache
 def dotted_keys() -> Mapping[str, str]:
-    """Return column -> key for each config column of the table `runs`, in order: peak_lr -> schedule.peak_lr."""
+    """Return column -> key, as in peak_lr -> schedule.peak_lr, for each config column of the table `runs`, in order."""
     keys = [key for key in leaves() if key.partition(".")[0] not in ("results_dir", "execution", "search")]
     return types.MappingProxyType({_column(key): key for key in keys})
 
@@ -73,7 +73,7 @@ def asked(config: RunConfig) -> dict[str, object]:
 def own_sources(model: ModelConfig) -> dict[str, str | None]:
     """Return the source hashes of the placement and of the norm, which are None for built-in ones.
 
-    The first call stores them in `model`, so that a worker process uses the hashes with which the sweep was planned.
+    The first call stores them in `model`: even if a file changes, worker processes use the hashes of the sweep's plan.
     """
     kept: dict[str, str | None] | None = getattr(model, "_own_sources", None)
     if kept is None:

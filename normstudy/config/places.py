@@ -30,7 +30,7 @@ def opener(path: str, flags: int) -> int:
 
 
 def own_opener(path: str, flags: int) -> int:
-    """Open a file like `opener`. Also raises OSError for a link, and for a file that another user (not root) owns."""
+    """Do what `opener` does, but also raise OSError for a link, and for a file that another user (not root) owns."""
     fd = opener(path, flags & ~os.O_TRUNC | os.O_NOFOLLOW)
     if (owner := os.fstat(fd).st_uid) not in (0, os.geteuid()):
         os.close(fd)

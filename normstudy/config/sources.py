@@ -81,7 +81,7 @@ def files_of(spec: str) -> list[str]:
 def sources_of(spec: str) -> tuple[Path, dict[str, Path]]:
     """Return the folder from which the module in `spec` is imported, and the source files to hash, module -> file.
 
-    An installed module has one file to hash. A user's module also has the user's files that it imports from the folder.
+    A user's module is hashed with the user's files that it imports from the folder, an installed module alone.
     """
     module, _ = split(spec)
     root, main = _found(spec, module)
@@ -192,7 +192,7 @@ def describe(error: BaseException, files: Iterable[str]) -> str:
 
 
 def place_of(error: BaseException, files: Iterable[str]) -> str | None:
-    """Return file:line of the innermost traceback entry that lies in one of `files`, or None if no entry does."""
+    """Return file:line of a syntax error or of the innermost traceback entry in one of `files`; None without either."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f"{shown(Path(error.filename))}:{error.lineno}"
     theirs = [line for line in traceback.extract_tb(error.__traceback__) if line.filename in files]

@@ -76,7 +76,7 @@ def check_training(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
 
 
 def _was_compiled(model: nn.Module) -> bool:
-    """Return whether torch.compile has cached a graph of the model's class, which this model would then reuse."""
+    """Return whether torch.compile has cached a graph of the model's class. The model would reuse it, without hooks."""
     code = getattr(type(model).forward, "__code__", None)
     if code is None or "torch._dynamo.eval_frame" not in sys.modules:
         return False

@@ -12,7 +12,7 @@ class WatchCallback(TrainerHooks, TrainerCallback):  # type: ignore[misc, unused
     """Record the training of a Trainer's model. The options are those of `normstudy.watch`.
 
     Losses are recorded as the Trainer logs them: each step's loss if logging_steps=1, otherwise means of several steps.
-    val_loss is the evaluation loss, of the first set if eval_dataset is a dictionary.
+    val_loss is the evaluation loss. If eval_dataset is a dictionary, it is the loss of the first set.
     """
 
     def on_train_begin(

@@ -53,8 +53,8 @@ class Layout(NamedTuple):
 def layout(model: nn.Module, blocks: str | None, names: Callable[[str], Place] | None) -> Layout:
     """Group a model's parameters by layer and module.
 
-    blocks: path of the blocks, such as model.layers; None to search for them. names: a function from a parameter's
-    name to its place; None to use the patterns above. Raises ConfigError if there are no modules below `blocks`.
+    blocks: path of the blocks, such as model.layers; None to search for them. names: parameter's name -> place; None to
+    use the patterns INSIDE and OUTSIDE. Raises ConfigError if there are no modules below `blocks`.
     """
     prefix, found = _blocks(model, blocks)
     parameters = [name for name, _ in model.named_parameters()]
@@ -105,7 +105,7 @@ def _blocks(model: nn.Module, where: str | None) -> tuple[str, list[nn.Module]]:
 
 
 def _places(parameters: Sequence[str], prefix: str, n_blocks: int) -> dict[str, Place]:
-    """Return each parameter's place. If one name in the blocks matches no pattern, no pattern is used in the blocks."""
+    """Return each parameter's place. If one name in the blocks matches no pattern, `_leaf` names all modules there."""
     start = WRAPPED.sub("", f"{prefix}.") if prefix else ""
     within = re.compile(rf"{re.escape(start)}(\d+)\.(.+)") if n_blocks else re.compile(r"(?!)")
     plain = {name: WRAPPED.sub("", name) for name in parameters}

@@ -65,7 +65,7 @@ class Numbers(NamedTuple):
 
 
 class Groups:
-    """Store the group of each parameter. Index tensors are cached, because a new index tensor waits for the device."""
+    """Store the group of each parameter. Index tensors are cached, because creating one waits for the device."""
 
     def __init__(self, layout: Layout, model: nn.Module) -> None:
         params = list(model.named_parameters())
@@ -172,8 +172,8 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return the tensors' norms in float32, or in float64 if one tensor is float64.
 
     On a CPU, torch adds the squares of a tensor one after another. For four million equal numbers, such as Adam's first
-    updates, this norm is off by 0.3 %. So long tensors are split into rows, whose norms are combined in float64. Norms
-    outside ORDINARY are recomputed in float64. A GPU would have to wait for this check, so it uses float64 throughout.
+    updates, its norm is off by 0.3 %. Therefore long tensors are split into rows, whose norms are combined in float64.
+    Norms outside ORDINARY are recomputed in float64. This check would wait for a GPU, so a GPU always uses `wide`.
     """
     tensors = [torch.view_as_real(x) if x.is_complex() else x.float() if x.itemsize == 1 else x for x in tensors]
     dtype = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
@@ -214,7 +214,7 @@ def _is_long(x: Tensor) -> bool:
 
 
 def _by_rows(x: Tensor) -> Tensor:
-    """Return a CPU tensor's norm in float64, from the norms of rows in float32, or in float64 if x is float64."""
+    """Return a CPU tensor's norm in float64, combined from the norms of its rows (float32, unless x is float64)."""
     flat, dtype = x.reshape(-1), torch.float64 if x.dtype == torch.float64 else torch.float32
     end = len(flat) // ROW * ROW
     rows = torch.linalg.vector_norm(flat[:end].view(-1, ROW), dim=1, dtype=dtype)

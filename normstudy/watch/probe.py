@@ -104,20 +104,20 @@ class Probe:
         return any(self.probes(self.step + k) for k in (-1, 0, 1))
 
     def begins(self, task: int) -> None:
-        """When a backward first reaches a parameter or the residual stream, arrange to read gradients at its end."""
+        """Arrange to read gradients at the end of a backward that has reached a parameter or the residual stream."""
         if task in self._tasks or not self._handles:
             return
         compiled = sys.modules.get("torch._dynamo.compiled_autograd")
         if compiled is not None and (compiled.compiled_autograd_enabled or compiled.in_compiled_autograd_region):
             raise RuntimeError("compiled autograd is on, which watch does not support: train without it")
         self._tasks[task] = self._accumulations
-        # Read gradients after DDP has reduced them. DDP may queue its callback after this one, so queue a second one.
+        # DDP's callback reduces the gradients. It may not be queued yet, so queue a callback that queues the reading.
         queue, reading = Variable._execution_engine.queue_callback, functools.partial(self._read_gradients, task)
         queue(Hook(functools.partial(queue, Hook(reading, self)), self))
         if self._unhooked:
             self._dirty.update(self._hook_trained())  # this backward may already have reached the new ones
         if self._sample and not (self._running and self._calls > 1):
-            # If the loop discarded the gradients of earlier backward passes, discard the stream of these passes.
+            # If the loop discarded the gradients of earlier backward passes, discard the stream's sums of these passes.
             found = self._gradient_norms(sorted(self._sample))
             self.stream.drop(unless=torch.stack(list(found.values())).max() if found else None)
 
@@ -144,7 +144,7 @@ class Probe:
         probed = probed and not (self._running and self._calls > 1)
         self.stream.end(task, counts=probed)
         if probed:
-            # Read all gradients again: the loop may have clipped some. A nested backward pass reads those it reached.
+            # Read all gradients again: the loop may have clipped some. After a nested backward, read those it reached.
             self._norms |= self._gradient_norms(sorted(self._last) if self._tasks else range(len(self.params)))
             self._sample = next((block & self._last for block in reversed(self._blocks) if block & self._last), set())
         self.seconds += time.perf_counter() - began
@@ -258,7 +258,7 @@ class Probe:
         self.seconds += time.perf_counter() - began
 
     def _take_stream(self, row: Row) -> None:
-        """Move what the backward passes since the last step measured in the residual stream into a row."""
+        """Take the residual stream's sums since the last step. Add them to the row if it is probed."""
         stream = self.stream.take()
         self._tasks.clear()
         self._sample = set()
@@ -268,7 +268,7 @@ class Probe:
     def _take_gradients(self, row: Row, optimizer: Optimizer, mine: Sequence[int], late: bool) -> None:
         """Move the norms of an optimizer's gradients into a row.
 
-        late: whether to also read the gradients that no backward has produced since the last step.
+        late: whether to also read gradients that the loop has computed without a backward since the last step.
         """
         kept = {i: self._norms.pop(i) for i in mine if i in self._norms}
         if not row.probed:
@@ -318,7 +318,7 @@ class Probe:
         return {name: value for name, value in values.items() if found[name] is None}
 
     def _before_all(self, values: Mapping[str, object]) -> str:
-        """Return "before the backward" if a loss, logged before any backward, is a training step's, otherwise ""."""
+        """Return "before the backward" if a training step computed the loss (logged before any backward), else ""."""
         loss = values["train_loss"]
         ran = self.stream.ran() or not self.layout.blocks or (isinstance(loss, Tensor) and loss.requires_grad)
         return "before the backward" if ran else ""

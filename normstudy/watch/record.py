@@ -109,7 +109,7 @@ class Record:
         self._number, self._window = number, {table: [] for table in schema.SERIES}
 
     def add(self, numbers: Numbers) -> None:
-        """Add a step's rows. If the step begins a new window, write the last window first."""
+        """Add a step's rows. If the step begins a new window, write the previous window first."""
         if numbers.step // schema.WATCHED_WINDOW != self._number:
             self.write()
             self._open(numbers.step // schema.WATCHED_WINDOW)
@@ -125,7 +125,7 @@ class Record:
         self._unsaved = True
 
     def write(self) -> None:
-        """Write the current window, over its earlier files, and then the run's row."""
+        """Write the current window if it has changed, replacing its files, and then the run's row."""
         found = []
         for table, rows in self._window.items() if self._unsaved else ():
             content = pa.Table.from_pylist(rows, schema.SCHEMAS[table])

@@ -45,7 +45,7 @@ class Pass:
 
 
 class Stream:
-    """Sum squares at the residual stream's points. Point 0 is the first block's input, point i is block i's output.
+    """Sum squares of the stream and its gradients at points: 0 is the first block's input, i is block i's output.
 
     A forward pass counts if a backward runs through it, and a backward counts if it reaches parameters. So an
     evaluation or a call of torch.autograd.grad adds nothing.
@@ -111,7 +111,7 @@ class Stream:
     def _tap_compiled(self, point: int, x: Tensor) -> None:
         """Measure a tensor while torch.compile traces its block, which allows only tensor operations."""
         if x.requires_grad and not x.is_leaf:
-            # A hook outside an activation checkpoint cannot use tensors from inside it. Point 0 may be outside.
+            # At point 0, x may lie outside an activation checkpoint. Its hook then cannot use a tensor computed inside.
             source = torch.ops.normstudy.mean_square(x.detach(), self._key) if point else x
             x.register_hook(functools.partial(torch.ops.normstudy.take_gradient, source, self._key, point))  # type: ignore[no-untyped-call]
         else:
@@ -127,10 +127,10 @@ class Stream:
         self._found.setdefault(task, []).append((point, one.square, square))
 
     def _compiled_gradient(self, point: int, source: Tensor, grad: Tensor) -> None:
-        """Measure a gradient in a compiled block. source: the stream at this point, or the stream's mean square."""
+        """Measure a gradient in a compiled block. source: the stream at point 0; elsewhere its mean square."""
         if grad.is_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError("a CUDA graph runs no hooks when replayed: compile without mode='reduce-overhead'")
-        # Copy the mean square, because the compiled graph may reuse its memory.
+        # Copy the mean square, because the compiled graph may reuse the memory of `source`.
         one = Pass(mean_square(source) if source.ndim else source.clone(), self._kept)
         if torch._C._autograd._get_current_graph_task_keep_graph():
             self._kept = torch._C._current_graph_task_id()
@@ -149,7 +149,7 @@ class Stream:
         self._settled = [x._version for x in self._squares]
 
     def end(self, task: int, counts: bool) -> None:
-        """Add what a backward pass and its nested passes found. Reentrant checkpointing starts nested passes."""
+        """If `counts`, add what a backward and those nested in it (started by reentrant checkpointing) have found."""
         self._seen.clear()
         if not counts or not self.points:  # it may be nested in a backward that counts
             return
@@ -176,7 +176,7 @@ class Stream:
             self._sums = torch.where(unless != 0, self._sums, 0.0)
 
     def take(self) -> Tensor | None:
-        """Take the sums since the last step: None if no backward counted or if blocks ran on their own output."""
+        """Take the sums since the last step. Return None if no backward counted or blocks ran on their own output."""
         sums = None if self.repeats else self._sums
         self.drop()
         self._found.clear()

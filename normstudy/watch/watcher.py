@@ -57,10 +57,10 @@ class Watch:
         """Check the arguments. Only `start` writes files and adds hooks.
 
         study: required. every, dense: norms are measured every `every` steps and in the first `dense` steps. blocks:
-        path of the blocks, such as model.layers, if not found. names: parameter's name -> (layer or None,
-        module). scaler: the GradScaler. config: values that `compare --by` and `--where` may name. seed: recorded; 0
-        if not given. resume: id of the run to continue. step: the next step; by default, the one after the last
-        recorded. unigram_entropy, bigram_entropy: of the text, in nats per token; an outcome needs both.
+        path of the blocks, such as model.layers; None to search for them. names: parameter's name -> (layer or
+        None, module). scaler: the GradScaler. config: keys for `compare --by` and `--where`, and their values. seed:
+        recorded; by default 0. resume: id of the run to continue. step: its next step; by default, the one after
+        the last recorded. unigram_entropy, bigram_entropy: the text's, in nats per token; an outcome needs both.
 
         Raises ConfigError if an argument is not allowed or not supported.
         """
