@@ -29,8 +29,8 @@ SYNC_EVERY = 50  # steps between copies of results from a GPU; many, because eac
 class Record:
     """The results of one step. runs: the indices of the runs that took this step. Each array has an entry for each run.
 
-    update_norm: the norm of what the optimizer subtracts from the parameters. Parameters are rounded to float32, so at
-    a tiny learning rate, such as 1e-10, they change by other amounts.
+    update_norm: the norm of the update that the optimizer subtracts from the parameters. With a tiny learning rate,
+    such as 1e-10, rounding to float32 makes the parameters change by a different amount.
     """
 
     step: int
@@ -61,7 +61,7 @@ class ResumePoint(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The indices of the runs that train together, and the runs' state before `step`, valid until the next step."""
+    """The state of a batch before `step`. The next step may overwrite the state. runs: the runs' indices."""
 
     step: int
     runs: list[int]
@@ -177,8 +177,8 @@ def _events(
 ) -> Generator[Record | End, None, blocks.Ints]:
     """Yield a Record for each step, and an End for each run that becomes non-finite.
 
-    Return the positions in `alive` of the finite runs. Norms that were not computed are NaN. results: (step, probed,
-    inputs, measured) per step. alive: the runs that still train. val_loss: the losses before the first step, if any.
+    Return the positions in `alive` of the runs that stay finite. Norms not computed are NaN. results: (step, probed,
+    inputs, measured) per step. alive: the runs' indices. val_loss: validation losses before the first step, or None.
     """
     finite = np.arange(len(alive))
     for step, probed, inputs, measured in results:

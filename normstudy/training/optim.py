@@ -51,12 +51,12 @@ def coefficients(
 
 
 def _numbers(name: str, step: int, lr: Sequence[float], configs: Configs) -> dict[str, list[float]]:
-    """Compute a step's coefficients as Python floats: the rounding of a vectorized pow may depend on the batch."""
+    """Compute a step's coefficients as Python floats, because a vectorized pow may round differently in each batch."""
     pairs = list(zip(lr, configs, strict=True))
     if name == "sgd":
         out = {"rate": list(lr), "momentum": [c.momentum for c in configs]}
     else:
-        # m / corrected1 / (sqrt(v) / corrected2 + eps) = m corrected2 / corrected1 / (sqrt(v) + corrected2 eps)
+        # Adam: m / corrected1 / (sqrt(v) / corrected2 + eps) = m corrected2 / corrected1 / (sqrt(v) + corrected2 eps)
         corrected1 = [1 - c.beta1 ** (step + 1) for c in configs]
         corrected2 = [math.sqrt(1 - c.beta2 ** (step + 1)) for c in configs]
         out = {

@@ -33,17 +33,17 @@ _IN_BLOCK = {
 
 @dataclass(frozen=True)
 class Probe:
-    """Norms at a step. grad, param, update: (modules, runs); rms, residual_grad of x_0 ... x_L: (layers + 1, runs)."""
+    """Norms at a step. grad, param, update: of each module, (modules, runs). rms, residual_grad: (layers + 1, runs)."""
 
     grad: Array
     param: Array
     update: Array
-    rms: Array
-    residual_grad: Array
+    rms: Array  # RMS of the residual stream x_0 ... x_L
+    residual_grad: Array  # norm of the loss gradient with respect to x_0 ... x_L
 
 
 class Modules(NamedTuple):
-    """The rows of one step in the table `modules`. row_of_tensor: for each tensor, the row of its module."""
+    """A run's modules, in the order of the rows of a Probe. row_of_tensor: for each tensor, the index of its module."""
 
     layer: list[int | None]  # None outside blocks
     name: list[str]
@@ -78,7 +78,7 @@ class Layout(NamedTuple):
     width: int
 
     def flatten(self, stacked: Mapping[str, Tensor]) -> Tensor:
-        """Copy tensors into a new matrix (runs, width); other columns are 0. stacked: name -> tensor (runs, *shape)."""
+        """Copy tensors into a new matrix (runs, width), padded with 0. stacked: name -> tensor (runs, *shape)."""
         first = stacked[self.names[0]]
         flat = first.new_zeros(len(first), self.width)
         for name, view in zip(self.names, self.tensors(flat), strict=True):

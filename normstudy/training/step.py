@@ -106,7 +106,7 @@ def inputs_of(steps: range, configs: list[RunConfig], text: texts.Text, like: Te
 
 
 def stepper(runs: StackedRuns, like: Inputs, *, probing: bool) -> Callable[[Inputs, bool], Measured]:
-    """Return a function (inputs, probed) -> results that takes one step of these runs.
+    """Return a function that takes one step of these runs: (inputs, probed) -> Measured.
 
     On a GPU the function replays a CUDA graph. The graph computes norms at every step. Models with a user's own block
     or norm use no graph, because a graph cannot capture all code (e.g. building a tensor from numbers).

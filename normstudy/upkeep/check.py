@@ -50,13 +50,13 @@ class Found:
     of_runs: dict[str, list[str]] = field(default_factory=dict)  # run_id -> findings about the run
     lost: set[str] = field(default_factory=set)  # run_ids that lack rows, so that the sweep trains them again
     bad: dict[str, list[str]] = field(default_factory=dict)  # run_id -> its files to be removed
-    # For each file of another version of normstudy: its table, and its unknown columns as text ("" if it has none).
+    # For each file that another version of normstudy wrote: the table, and the unknown columns as text ("" if none).
     others: list[tuple[str, str]] = field(default_factory=list)
     columns: dict[str, set[str]] = field(default_factory=dict)  # table -> each file's columns, joined by spaces
     damaged: set[str] = field(default_factory=set)  # tables from which not all runs could be read
 
     def wrong(self, run_id: str, what: str, *bad: str, lost: bool = False) -> None:
-        """Add a finding about a run, unless it is an empty string. bad: files in tables/ that must be removed."""
+        """Add the finding `what` unless it is "". bad: files in tables/ to remove. lost: whether the run lacks rows."""
         if what:
             self.of_runs.setdefault(run_id, []).append(what)
             self.bad.setdefault(run_id, []).extend(bad)
@@ -268,7 +268,7 @@ def _check_series(
         elif run_id in found.names or run_id in found.of_runs or "runs" in found.damaged:
             continue
         elif not (found.study / "tables" / "runs" / f"{run_id}.parquet").exists():
-            # The `elif` looks for the row again, because the run may have started after the check read tables/runs.
+            # The `elif` looks for the row on disk, because the run may have started after the check read tables/runs.
             found.wrong(run_id, f"tables/{table} has {n} of this run, but tables/runs lacks the run's row")
     unread = found.compacted if table in found.damaged else set()
     left = [run for run in runs.values() if run.name not in compacted | unread]

@@ -24,8 +24,8 @@ def compact_study(study_dir: Path, *, seal: bool = False) -> str:
     """Gather the study's finished runs in one sorted file per table; returns one line that says what was done.
 
     Other runs keep separate files. Compacting twice gives the same bytes. seal: whether to also write SEALED and remove
-    state/; a sealed study stays sealed. Raises ConfigError if the folder is not a study, if the study is in use, has no
-    finished run, has a damaged file or unknown columns, or is to be sealed but has unfinished or failed runs.
+    state/; a sealed study stays sealed. Raises ConfigError if the folder is not a study, or if the study is in use, has
+    no finished run, or has a damaged file or unknown columns. Sealing also raises it if a run is unfinished or failed.
     """
     if not files.swap_interrupted(study_dir):
         tables.check_is_study(study_dir)

@@ -83,7 +83,7 @@ def _wrong_in_checkpoint(path: Path) -> str:
 
 
 def wrong_in_records(study: Path) -> list[str]:
-    """Return a finding for each file in sweeps/ that is damaged or not a record, and for missing search settings."""
+    """Find files in sweeps/ that are damaged or not records, and lost or damaged settings of `normstudy critical`."""
     lines, searched = [], ""
     for path in sorted((study / "sweeps").glob("*.parquet")):
         if path.is_dir() or records.began_of(path.name) is None:

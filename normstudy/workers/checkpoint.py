@@ -5,7 +5,7 @@
     safetensors                 parameters, optimizer slots, and the rows that are not in the tables yet
 
 safetensors executes no code when it loads a file, but does not detect a flipped bit, so a checksum is added. A
-checkpoint is refused if the layout, the numerics' version or the kind of machine differs, since results could differ.
+checkpoint is refused if the parameters' layout, NUMERICS or recording.COMPUTED_BY differs: results could then differ.
 """
 
 import errno

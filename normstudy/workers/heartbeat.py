@@ -29,7 +29,7 @@ class Heartbeat(NamedTuple):
 
 
 def write(study_dir: Path, began: float, previous: float, steps: Mapping[str, tuple[int, int]]) -> float:
-    """Write a heartbeat, ignoring disk errors. Return the time in seconds. previous: the last heartbeat's time."""
+    """Write a heartbeat, ignoring disk errors. Return its time. previous: the last heartbeat's time, or `began`."""
     now = time.time()
     content = Heartbeat(began, now, now + max(LIFETIME, 4 * (now - previous)), dict(steps))
     path = _path(study_dir)

@@ -17,7 +17,7 @@ from normstudy.workers import worker
 from normstudy.workers.signals import Stop
 from normstudy.workers.task import Message, Task
 
-# After this many consecutive workers have died before beginning their batch, one more counts as a crash of its batch.
+# This many consecutive workers may die before they begin a batch. The next such death counts as a crash of the batch.
 FALSE_STARTS = 10
 
 

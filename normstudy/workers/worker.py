@@ -88,7 +88,7 @@ def serve(pipe: Connection) -> None:
 def train_alone(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
     """Train a batch, but never a run that another process is training. Raises StorageError and DeviceLost.
 
-    Runs that no other process has locked come first. To prevent a deadlock, wait for the others without holding locks.
+    Train the unlocked runs first. To prevent a deadlock, hold no lock while waiting for the others.
     """
     left, is_reported = task.run_ids, False
     while left:
