@@ -42,7 +42,7 @@ _HOMES = {name: ("app.api", name) for name in _API} | {  # no __all__: help(norm
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name on first use. The modules `kernels` and `norms` need torch; they are for your own blocks."""
+    """Import a public name on first use. `kernels` and `norms` are modules for your own blocks; both need torch."""
     if name in ("kernels", "norms"):
         return import_module(f"normstudy.model.{name}")
     if name in _HOMES:

@@ -1,4 +1,4 @@
-"""Stop a Slurm job of an older version of normstudy. This version cannot unpickle the older version's classes."""
+"""Stop Slurm jobs of older versions, which start with this module. This version cannot unpickle their classes."""
 
 import sys
 

@@ -44,7 +44,7 @@ def nearest(word: str, names: typing.Iterable[str], aliases: typing.Mapping[str,
 
 
 def printable(text: str) -> str:
-    """Return text from outside as one line, with control characters escaped."""
+    """Return untrusted text, such as a file's name, as one line. Escape its control characters."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -54,7 +54,7 @@ def short(text: str) -> str:
 
 
 def say(text: object) -> None:
-    """Print text from outside, which may have several lines, with control characters escaped."""
+    """Print untrusted text, which may have several lines. Escape its control characters, except newlines."""
     print("\n".join(map(printable, str(text).split("\n"))), flush=True)
 
 

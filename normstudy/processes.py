@@ -24,8 +24,8 @@ from multiprocessing.connection import Connection
 from typing import ClassVar, NamedTuple, NoReturn
 
 # Environment variables of a process that trains; None unsets a variable. Without MKL_CBWR, the matrix products that
-# torch computes (for a tied unembedding or a user's block) would depend on the number of runs in a batch. MALLOC_*
-# stops glibc from returning large blocks of memory at every free, which costs up to 40 % of a step's time.
+# torch computes (for a tied unembedding or a user's block) would depend on the number of runs in a batch. Without
+# MALLOC_*, glibc would return large blocks of memory at every free. This would take up to 40 % of a step's time.
 WORKER_ENVIRONMENT: dict[str, str | None] = {
     "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MKL_CBWR": "AUTO,STRICT",
     "OPENBLAS_NUM_THREADS": "1", "BLIS_NUM_THREADS": "1", "VECLIB_MAXIMUM_THREADS": "1",
@@ -145,8 +145,8 @@ class _Request(NamedTuple):
 class _Template:
     """A child process that calls `prepare` once and then, on each request, forks another child within milliseconds.
 
-    The template receives descriptors of each child's pipe and locks. After the fork, it closes its copies, which would
-    otherwise stay open after the child has ended. A template lives as long as this process.
+    For each child, the template receives the file descriptors of a pipe and of locks. It closes them after the fork,
+    because they would otherwise stay open after the child has ended. A template lives as long as this process.
     """
 
     known: ClassVar[dict[object, _Template]] = {}
@@ -179,7 +179,7 @@ class _Template:
         descriptors: the child's end of its pipe, then the file descriptors that the child holds open until it ends.
         """
         child = _Forked(self)
-        # Send only open streams. A closed stream's number may now belong to a file, but files are not inheritable.
+        # Send only open streams. If a descriptor is not inheritable, it is a file that got a closed stream's number.
         streams = [fd for fd in (1, 2) if os.path.exists(f"/proc/self/fd/{fd}") and os.get_inheritable(fd)]
         folder = os.open(os.curdir, os.O_PATH | os.O_CLOEXEC)  # unlike a path, a descriptor works for a deleted folder
         sent = [folder, *streams, *descriptors]
@@ -281,7 +281,7 @@ def begin(pipe: Connection, parent: int) -> None:
 
 
 def _serve_forks(pipe: Connection, prepare: Callable[[], None], watch: _Watch) -> NoReturn:
-    """Serve fork requests in a template. First end the thread `watch`: a fork would copy a lock that it holds."""
+    """Serve fork requests in a template. First end the thread `watch`: a fork may copy a lock that the thread holds."""
     prepare()
     watch.over.set()
     watch.join()

@@ -259,7 +259,7 @@ def reordered(x: Array, block: BlockParts) -> Array:
 
 
 def sub(x: Array, block: BlockParts) -> Array:
-    """Return what `pre` returns, with a norm before the output matrix of attn and of ffn (arXiv:2210.06423)."""
+    """Compute `pre` with an additional norm before the output matrix of attn and of ffn (arXiv:2210.06423)."""
     y = x + block.attn(block.norm("norm1", x), inner=lambda h: block.norm("norm1_inner", h))
     return y + block.ffn(block.norm("norm2", y), inner=lambda h: block.norm("norm2_inner", h))
 
@@ -311,7 +311,7 @@ def hybrid(x: Array, block: BlockParts) -> Array:
 
 
 def hybrid_star(x: Array, block: BlockParts) -> Array:
-    """Return y + ffn(norm2(y)) with y = x + attn(norm1(x)), where attn normalizes q, k, v (HybridNorm*, block 1)."""
+    """Return y + ffn(norm2(y)) with y = x + attn(norm1(x)), where attn normalizes q, k, v (block 1 of HybridNorm*)."""
     y = x + block.attn(block.norm("norm1", x), per_head=lambda m, h: block.norm(f"{m}_norm", h))
     return y + block.ffn(block.norm("norm2", y))
 

@@ -62,9 +62,9 @@ def join(blocks: Array | Sequence[Tokens]) -> Blocks:
 def entropies(train: Blocks, validation: Blocks, vocab_size: int) -> tuple[float, float]:
     """Return the cross-entropies of the validation blocks under a unigram and a bigram model of the training blocks.
 
-    Both are finite, in nats per token. A pair is two adjacent tokens of one block. The bigram model mixes the pairs'
-    frequencies in the training blocks with the unigram model. After a token that begins no pair in the training
-    blocks, the bigram model equals the unigram model.
+    Both are finite, in nats per token. The bigram model gives a token a weighted mean of two probabilities: the token's
+    frequency after the previous token of its block (counted in the training blocks), and its unigram probability.
+    If nothing follows the previous token in the training blocks, the bigram model uses the unigram probability alone.
     """
     counts = _bincount(_slices(train.tokens), vocab_size) + UNIGRAM_SMOOTHING
     p1 = counts / counts.sum()

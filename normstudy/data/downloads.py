@@ -20,7 +20,7 @@ from normstudy.errors import ConfigError, bar_options
 
 
 class Corpus(NamedTuple):
-    """A text to download. If the file is a zip archive, the text is its member with the text's name, such as enwik8."""
+    """A text to download. If `url` is a zip archive, the text is the file in it that has the text's name (enwik8)."""
 
     url: str
     sha256: str  # of the file at `url`

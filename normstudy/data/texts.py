@@ -1,4 +1,4 @@
-"""Load a text as blocks of tokens with entropies, and draw windows. A window is T + 1 adjacent tokens of a block."""
+"""Load a text: its blocks of tokens and its entropies. Draw windows, each of T + 1 adjacent tokens of one block."""
 
 import functools
 import hashlib
@@ -42,7 +42,7 @@ class Text:
 
 
 def load(config: DataConfig) -> Text:
-    """Load the text that a config selects, or raise a ConfigError. Keep 16 texts in memory until their files change."""
+    """Load the text that a config selects, or raise a ConfigError. Cache 16 texts; reload a text that has changed."""
     version = corpora.version(config.path) if config.path is not None else None
     vocab_size = (config.vocab_size or BPE_VOCAB) if config.tokenizer == "bpe" else None
     source_seed = config.source_seed if config.name == "synthetic" else 0
@@ -96,7 +96,7 @@ def _load(
 
 
 def tokens_sha256(train: Blocks, validation: Blocks, pieces: Pieces) -> str:
-    """Hash a text's tokens, block edges and the bytes of each token. So the hash also depends on the tokenizer."""
+    """Hash a text after tokenization: its tokens, its block edges, and the bytes of each token of the vocabulary."""
     digest = hashlib.sha256()
     for blocks in (train, validation):
         digest.update(np.array([len(blocks.tokens), len(blocks)], "<i8").data)
@@ -125,12 +125,12 @@ def check_fits(text: Text, config: DataConfig, eval_windows: int) -> None:
 
 @functools.lru_cache(maxsize=32)
 def places(blocks: Blocks, seq_len: int) -> Ints:
-    """Return, for each block, the number of windows in this block and all blocks before it, (blocks,)."""
+    """Return the running total of windows at the end of each block, (blocks,)."""
     return (blocks.lengths - seq_len).clip(min=0).cumsum()
 
 
 def windows_at(blocks: Blocks, starts: Ints, seq_len: int) -> Ints:
-    """Return windows (len(starts), T + 1). starts: their numbers. All blocks' windows are numbered in order, from 0."""
+    """Return the windows with the numbers `starts`, (len(starts), T + 1). Numbers run through all blocks, from 0."""
     ends = places(blocks, seq_len)
     block = np.searchsorted(ends, starts, side="right")
     begin = blocks.edges[block + 1] - seq_len - (ends[block] - starts)  # counted back from the block's end

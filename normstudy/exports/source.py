@@ -1,7 +1,7 @@
 """Select the runs to export, read one run after another to save memory, and add the columns of `normstudy.load`.
 
-Experiment trackers get the numbers of a run's steps under names such as train_loss, grad_norm/layer 0/attn_in,
-grad_norm/embed and residual_rms/layer 0. A slash makes a tracker put the number into a group.
+An experiment tracker shows one curve per run and name. Names are, for example, train_loss, grad_norm/embed,
+grad_norm/layer 0/attn_in and residual_rms/layer 0. Names with the same text before the first slash form a group.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ class Source(NamedTuple):
 
 
 def choose(study_dir: Path, where: Where, *, join: bool = False) -> Source:
-    """Select runs to export. join: as in `load`. Raises ConfigError if no run exists or a run_id is no file name."""
+    """Select runs to export. join: as in `load`. Raises ConfigError if none exist or a run_id cannot name a file."""
     began = tables.runs_with_windows(study_dir)
     pieces = (piece for path in _files(study_dir, "runs") for piece in _pieces("runs", path))
     content = pa.concat_tables([SCHEMAS["runs"].empty_table(), *pieces]).sort_by("run_id")
@@ -145,7 +145,7 @@ def _pieces(table: str, path: Path) -> Iterator[pa.Table]:
 
 @contextlib.contextmanager
 def _present(path: Path) -> Iterator[None]:
-    """Raise ConfigError if a file that the `with` block reads is missing, because a compaction has moved it."""
+    """If the `with` block finds a file missing, raise ConfigError: a compaction has moved the file meanwhile."""
     try:
         yield
     except FileNotFoundError:
@@ -167,7 +167,7 @@ class ExportedRun(NamedTuple):
     steps: dict[int, dict[str, float]]  # step -> name -> number, sorted by step; nulls are left out
 
     def time(self, step: int) -> float:
-        """Estimate when a step ended, in seconds since 1970. All steps count as equally long, or as 1 s if unknown."""
+        """Estimate when a step ended, in seconds since 1970. A step takes the run's mean time, or 1 s if unknown."""
         start, end = self.row["started_at"], self.row["finished_at"]
         if start is None:
             return step + (end.timestamp() if end else 0.0)

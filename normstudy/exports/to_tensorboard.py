@@ -1,4 +1,4 @@
-"""Export to TensorBoard: one folder per run, which is named by the run_id and contains one event file.
+"""Export to TensorBoard: one folder per run. The folder has the run_id as its name, and contains one event file.
 
 Event times are estimated (see ExportedRun.time). A study always gives the same events.
 """
@@ -32,7 +32,7 @@ def write(source: Source, target: Path, scratch: Path) -> None:
 
 
 def events(run: ExportedRun, begin: float) -> Iterator[Event]:
-    """Yield a run's events: the format's version, its row of `runs` as text, its config, and one event per step."""
+    """Yield a run's events: the format's version, the row of `runs` as text, the config, and one event per step."""
     row = {name: value for name, value in run.row.items() if value is not None}
     asked = {name: row[name] for name in (*cfg.asked_types(), *DERIVED["runs"].names) if name in row}
     # Markdown shows a value between backquotes literally.

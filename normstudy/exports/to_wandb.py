@@ -53,8 +53,8 @@ def offline_run(run: ExportedRun) -> dict[str, object]:
 def _child(target: Path, scratch: Path) -> Iterator[IO[bytes]]:
     """Yield the stdin of the process that writes the runs. At the end, if the process failed, raise its error."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    # Ctrl-C does not reach the child, which has its own session. This process ends the child. -P: import nothing from
-    # the current folder.
+    # The child has its own session, so Ctrl-C reaches only this process, which then ends the child. -P: import nothing
+    # from the current folder.
     with subprocess.Popen(
         [sys.executable, "-P", str(CHILD), str(target.absolute())], env=env, cwd=scratch, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,

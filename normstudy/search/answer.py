@@ -1,4 +1,4 @@
-"""Estimate a cell's critical values: one at which half of the runs fail, and one at which half do not learn."""
+"""Estimate the values at which half of a cell's runs fail, and at which half do not learn: the critical values."""
 
 import textwrap
 from collections.abc import Mapping
@@ -35,8 +35,8 @@ def critical_values(
 ) -> tuple[pd.DataFrame, Settings]:
     """Return a table with a row for each cell and edge ("half fail", "half do not learn"), and the search's settings.
 
-    settings: used instead of the settings stored with the study. Raises ConfigError if the folder is not a study or
-    has no search.
+    The runs of a cell train alike, except for the searched key and the seeds. settings: used instead of the settings
+    stored with the study. Raises ConfigError if the folder is not a study or has no search.
     """
     settings = settings or kept.read(Path(study_dir))
     runs = select(tell_sources_apart(tables.read(study_dir, "runs")), where)
@@ -62,8 +62,8 @@ def answer(runs: pd.DataFrame, settings: Settings) -> pd.DataFrame:
 def counted(runs: pd.DataFrame, settings: Settings) -> tuple[Progress, list[tuple[int, str]]]:
     """Return the progress of a cell's search, and (position, outcome) of each run that enters the estimate.
 
-    A search may be continued with a smaller interval width or more runs, and must then end as if it had never stopped.
-    So a repeat of a sentinel (rounds.SENTINELS) enters only if this search requests it. All other runs enter.
+    A search continued with a smaller width or more runs must give the same answer as one that never stopped. So a
+    sentinel's repeats (rounds.REPEATS) enter only if a search with these `settings` requests them. Other runs enter.
     """
     # If runs differ only in evaluation or probing, count only the run that the search requested.
     own, columns = pd.Series(True, runs.index), kept.shared_keys()

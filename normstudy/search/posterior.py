@@ -22,7 +22,7 @@ CONFIDENCE = 0.95
 
 @functools.cache
 def _log_shares(reach: int) -> tuple[Floats, Floats]:
-    """Return ln p and ln (1 - p), both (2 reach + 1, widths x lapses). p: share that fails at a distance from t."""
+    """Return ln p and ln (1 - p) at x - t = -reach ... reach, (2 reach + 1, widths x lapses). p: share that fails."""
     distance = np.arange(-reach, reach + 1)[:, None, None] / DECADE
     widths, lapses = np.array(WIDTHS)[:, None], np.array(LAPSES)
     logistic = 0.5 * (1 + np.tanh(0.5 * distance / widths))
@@ -54,7 +54,7 @@ class Posterior(NamedTuple):
 
 
 def _log_shares_at(low: int, high: int, position: int) -> tuple[Floats, Floats]:
-    """Return `_log_shares` at the distances between `position` and every threshold of the prior."""
+    """Return ln p and ln (1 - p) at `position` for every threshold of the prior, each (thresholds, widths x lapses)."""
     thresholds = high - low + 2 * PAD + 1
     # A run more than PAD outside the range is treated as if it were PAD outside.
     first = thresholds + min(max(position, low - PAD), high + PAD) - (low - PAD)

@@ -45,7 +45,7 @@ class Progress:
 
 
 class Summary(NamedTuple):
-    """Summarize an edge's posterior. proposals: positions of the next round if the other edge is decided."""
+    """Summary of an edge's posterior. proposals: positions of the next round's runs if only this edge is undecided."""
 
     proposals: tuple[int, ...]
     median: int
@@ -134,7 +134,7 @@ def pairs_of(outcomes: Mapping[Run, str], axis: Axis) -> list[tuple[int, str]]:
 
 
 def decision(found: Summary, settings: Settings) -> str | None:
-    """Return why an edge is decided: "below" or "above" the range, or "interval" (narrow). None: not decided."""
+    """Return why an edge is decided: "below" or "above" the range, or a narrow "interval". Return None if undecided."""
     if found.below >= CONFIDENCE:
         return "below"
     if found.above >= CONFIDENCE:

@@ -121,7 +121,7 @@ def shared_keys() -> dict[str, str]:
 
 
 def one_value(values: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """Return key -> value. values: key -> value in each cell or run. Raises ConfigError if a key's values differ."""
+    """Return each key's value. values: key -> values of all cells or runs. Raises ConfigError if a key has several."""
     for key, found in values.items():
         if len(several := list(dict.fromkeys(map(value_text, found)))) > 1:
             raise ConfigError(f"{key} has several values ({', '.join(several)}), but a search allows one: give one")

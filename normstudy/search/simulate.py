@@ -41,7 +41,7 @@ def estimate(progress: Progress, settings: Settings) -> tuple[int, int, int]:
 
 
 class Expected(NamedTuple):
-    """The mean number of runs in a cell's search. error: root mean square error of the estimated edge, in decades."""
+    """Simulated searches of a cell. runs: mean run count. error: root mean square error of the edge, in decades."""
 
     runs: float
     error: float
@@ -49,7 +49,7 @@ class Expected(NamedTuple):
 
 
 def expected(settings: Settings, searches: int = 40) -> Expected:
-    """Simulate searches whose edges lie anywhere in the range, and find the coarsest grid with no larger error."""
+    """Simulate searches with random edges in the range. Find the coarsest grid whose error is no larger than theirs."""
     rng = np.random.default_rng(0)
     low, high = settings.ends
     edges = [Edge(rng.uniform(low, high), rng.choice(WIDTHS[:4])) for _ in range(searches)]

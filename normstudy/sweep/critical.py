@@ -78,7 +78,7 @@ class Search:
 def run_search(cells: Sequence[RunConfig], compose: Compose, train: Train, *, dry_run: bool) -> None:
     """Search the critical values of all cells. Raises RunsFailed if runs crash, after the last round.
 
-    cells: one configuration per cell. The search ignores its seed and its value of the searched key.
+    cells: one configuration per cell. Its seed is the search's first seed. Its value of the searched key is ignored.
     """
     search = Search(cells, compose)
     settings, study_dir = search.settings, search.study_dir

@@ -46,7 +46,7 @@ def execute(planned: Plan, request: Request, *, shared: bool = False, about: str
 
 @contextlib.contextmanager
 def begin(planned: Plan, request: Request, *, shared: bool = False) -> Iterator[tuple[int, Stop, list[Task]]]:
-    """Hold the study's lock and catch stop signals. Yield the lock's file descriptor, the Stop and the tasks."""
+    """Hold the study's lock and catch stop signals. Yield the lock's file descriptor, the `Stop` context and tasks."""
     study_dir = planned.study_dir
     over = None if shared else arrays.refuse_while_alive(study_dir)
     if planned.on_slurm and planned.batches:
