@@ -47,7 +47,7 @@ def main(folder: Path) -> None:
 
 
 def check(path: Path, n_history: int) -> None:
-    """Raise an OSError if a run's file is incomplete. On a full disk, wandb drops records and raises no error."""
+    """Raise an OSError if a run's file lacks steps or its end: on a full disk, wandb drops records without an error."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     kinds = [Record.FromString(data).WhichOneof("record_type") for data in records(path.read_bytes())]

@@ -92,7 +92,7 @@ def print_plan(planned: Plan, asked: int) -> None:
 
 
 def print_remarks(planned: Plan) -> None:
-    """Print which runs are trained again. Warn if a model.norm_eps exceeds the variance of a norm's input."""
+    """Print which runs lack rows and are trained again. Warn if a norm_eps exceeds the variance of its norm's input."""
     if planned.lacking:
         print(f"{whole.said(planned.lacking)}: trained again", flush=True)
     found = [
