@@ -66,8 +66,8 @@ def compare_pairs(
         raise ConfigError(f"--by {by} does not vary: every run has {values_text(values)}; choose a column that varies")
     if runs.groupby("data_sha256")[by].nunique(dropna=False).max() < 2:
         raise ConfigError(
-            f"--by {by} compares only runs on different texts, whose losses cannot be compared: choose a column that "
-            "varies among runs on the same text"
+            f"--by {by}: all runs that differ in it are on different texts, so their losses cannot be compared: choose "
+            "a column that varies among runs on the same text"
         )
     base = default_baseline(values) if baseline is None else _chosen(runs, by, baseline, values)
     runs = runs.assign(outcome=runs["run_id"].map(outcomes(runs, steps)))

@@ -154,7 +154,7 @@ def select(runs: pd.DataFrame, where: Where | None) -> pd.DataFrame:
             keep |= found
         runs = runs[~keep if sign == "!=" else keep]
         if runs.empty:
-            raise ConfigError(f"--where {column}!={','.join(texts)} selects no run: no other {column} is left")
+            raise ConfigError(f"--where {column}!={','.join(texts)} selects no run: all runs left have these values")
     return runs
 
 

@@ -82,8 +82,7 @@ def sweep(
     """Train a sweep's missing runs, draw its figures, and return its study.
 
     axes: key -> values. keys: as for `run`; a key with a list of values is an axis too. overrides: further words, as
-    on the command line. dry_run: only print what would be trained. Raises ConfigError for a bad request, and RunsFailed
-    if runs crashed.
+    on the command line. dry_run: only print what would be trained. Raises ConfigError, or RunsFailed if runs crashed.
     """
     named = {"experiment": experiment, "study": study}
     return _train("sweep", named, {**(axes or {}), **keys}, overrides, ["--dry-run"] * dry_run)

@@ -113,7 +113,7 @@ def check_names(files: Iterable[str], sources: Iterable[ConfigSourceInfo]) -> No
             own = SourcesRegistry.instance().resolve(info.schema)(info.provider, f"{info.schema}://{info.path}")
             if own.is_config(name) and OmegaConf.to_yaml(own.load_config(name).config) != ours:
                 file = f"{info.path}/{name}.yaml"
-                raise ConfigError(f"{file} has the name of a shipped file, which Hydra reads instead: rename your file")
+                raise ConfigError(f"{file} has the name of a shipped file, so Hydra would not read yours: rename it")
 
 
 def check_places(config: DictConfig) -> None:

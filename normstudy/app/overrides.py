@@ -22,7 +22,7 @@ NOT_SWEPT = ("experiment", "study", "results_dir")  # a sweep has one experiment
 
 class FlagParser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
-        raise ConfigError(f"{message}: see normstudy run --help and normstudy sweep --help")
+        raise ConfigError(f"{message}: see the --help of normstudy run, sweep and critical")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,7 +47,7 @@ def check_flags(command: str, args: argparse.Namespace) -> None:
         ),
         (args.detach and command == "critical", "normstudy critical waits for each round: leave out --detach"),
         (args.multirun and run, "normstudy run trains one run: use normstudy sweep instead of --multirun"),
-        (args.run and not run, "normstudy sweep trains many runs: use normstudy run instead of --run"),
+        (args.run and not run, f"normstudy {command} trains many runs: use normstudy run instead of --run"),
         (args.dry_run and run, "--dry-run needs normstudy sweep: to print a run's config, use normstudy run --cfg job"),
         (args.detach and run, "--detach needs Slurm jobs, but normstudy run submits none: use normstudy sweep"),
         (

@@ -29,7 +29,7 @@ def export_study(study: Path, *, to: str, out: Path | None, where: Where, join: 
     """
     cfg.one_of("--to", to, FORMATS, {"wandb": "wandb-offline"})
     if join and to not in ("csv", "duckdb"):  # formats that consist of tables
-        raise ConfigError(f"--join adds nothing to --to {to}, which always writes the configuration: leave out --join")
+        raise ConfigError(f"--join has no effect with --to {to}, which writes the configuration anyway: leave it out")
     tables.check_is_study(study)
     out = out or paths.check_own_folders(study) / "export" / to
     check_free(out)

@@ -19,8 +19,7 @@ STEP, LOG_STEP = "step", "step, log of step + 1"  # labels of the linear and the
 # The scale log(step + 1) and its inverse. matplotlib also transforms steps of -1 and less: they count as -0.999.
 LOG1P = (lambda x: np.log1p(np.maximum(x, -0.999)), np.expm1)
 
-# (threshold, leading digits of the ticks). An axis from `low` to `high` uses the first pair whose threshold is below
-# high / low.
+# (threshold, leading digits of the ticks). An axis uses the first pair whose threshold is below high / low.
 TICKS = (20, (1, 2, 5)), (8, (1, 2, 3, 5)), (2.5, (1, 1.5, 2, 3, 5, 7)), (0, (1, 2, 3, 4, 5, 6, 7, 8, 9))
 
 

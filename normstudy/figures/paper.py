@@ -86,5 +86,5 @@ def inches(text: str) -> float:
     """Convert text such as `3.3in`, `8.4cm`, `84mm` or `240pt` to inches. Raises ConfigError for all other text."""
     found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(in|cm|mm|pt)\s*", text)
     if found is None:
-        raise ConfigError(f"--width {text!r} is not a width: write a number and in, cm, mm or pt, such as 3.3in")
+        raise ConfigError(f"--width {text!r} is not a width: write a number and a unit (in, cm, mm or pt), as in 3.3in")
     return float(found[1]) * UNITS[found[2]]

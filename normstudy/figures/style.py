@@ -57,8 +57,7 @@ def shades(n: int, colormap: str) -> list[str]:
     return [to_hex(matplotlib.colormaps[colormap](x)) for x in np.linspace(0, 0.7, n)]
 
 
-# `rc` does not change settings with these prefixes, which concern the machine, not the figure. Changing some of them
-# has side effects.
+# `rc` does not change settings with these prefixes: they concern the machine, and changing some has side effects.
 _HOST = ("backend", "interactive", "toolbar", "webagg", "tk.", "timezone", "savefig.directory", "docstring", "macosx")
 
 

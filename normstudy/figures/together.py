@@ -30,8 +30,7 @@ FEW_FIGURES, FEW_BYTES = 2, 250_000
 def plot(study_dir: Path, *, only: list[str] | None = None, **options: Any) -> "PlotResult":
     """Draw figures as `draw.plot_study` does. Start a second process if there are two cores and much to draw.
 
-    While a sweep writes the study, the two processes may read different numbers of runs. options: passed to
-    `plot_study`.
+    While a sweep writes the study, the two processes may read different numbers of runs. options: see `plot_study`.
     """
     every = ORDER if Path(study_dir, FILE).exists() else ORDER[:-3]  # the last three are figures of a search
     names = sorted(dict.fromkeys(only or every), key=lambda name: ORDER.index(name) if name in ORDER else -1)

@@ -152,6 +152,7 @@ def _known(columns: Sequence[str], values: Sequence[float]) -> dict[str, float |
 def first_row(run_id: str, given: Mapping[str, Any], layout: Layout, params: Sequence[torch.Tensor]) -> dict[str, Any]:
     """Return the columns of a run's row that are known at its start. given: the watch's options."""
     config, seed = given["config"] or {}, given["seed"] or 0  # keys of config may be columns of `runs`
+    device = next(p.device for p in params if p.requires_grad)
     kinds = cfg.asked_types()
     fits = {n: int | float if kind is float else kind for n, kind in kinds.items() if n not in schema.UNFILLED}
     return {
@@ -162,6 +163,6 @@ def first_row(run_id: str, given: Mapping[str, Any], layout: Layout, params: Seq
         "identity_version": cfg.IDENTITY_VERSION, "n_layers": len(layout.blocks),
         "n_params": sum(p.numel() for p in params), "n_steps": 0, "nonfinite_step": None, "started_at": tables.now(),
         "python": platform.python_version(), "torch": torch.__version__,
-        "device": str(next(p.device for p in params if p.requires_grad)),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }  # fmt: skip

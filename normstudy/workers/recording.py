@@ -196,7 +196,7 @@ def begin(
         if found is not None:
             late = late_step(config.schedule.n_steps)
             if found.late_val_loss is None and found.start.step > late and late % config.eval.every:
-                raise checkpoint.Refused(f"an older version saved no validation loss of step {late} in the checkpoint")
+                raise checkpoint.Refused(f"the checkpoint of an older version lacks the validation loss of step {late}")
     except checkpoint.Refused as why:
         run.note = run.note or f"{run_id}: {why}"
         checkpoint.set_aside(study_dir, run_id)

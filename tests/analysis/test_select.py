@@ -126,7 +126,7 @@ def test_words_become_conditions(words: list[str], expected: list[object]) -> No
         ("placement=pre,placement=post", "sets placement twice: write placement=VALUE,VALUE"),
         ("placement=pre,psot", "placement=psot selects no run; available values: post, pre"),
         ("placement!=psot", "placement!=psot selects no run; available"),
-        ("placement!=pre,post", "no other placement is left"),
+        ("placement!=pre,post", "all runs left have these values"),
         ("peak_lr>=1", "peak_lr>=1 selects no run; available values: 0.001, 0.003"),
         ("peak_lr>=1,2", "needs one number"),
         ("d_ff<null", "needs one number"),

@@ -556,7 +556,7 @@ def test_join_adds_what_varies_among_the_exported_runs(
     for to in ("tensorboard", "wandb-offline"):
         assert main.main(["export", str(judged), "--to", to, "--out", str(tmp_path / "no"), "--join"]) == 2
         assert capsys.readouterr().err == (
-            f"error: --join adds nothing to --to {to}, which always writes the configuration: leave out --join\n"
+            f"error: --join has no effect with --to {to}, which writes the configuration anyway: leave it out\n"
         )
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 

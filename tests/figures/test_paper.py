@@ -139,7 +139,7 @@ def test_a_width(text: str, width: float) -> None:
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    (("--width", "3.3"), "--width '3.3' is not a width: write a number and in, cm, mm or pt"),
+    (("--width", "3.3"), "--width '3.3' is not a width: write a number and a unit"),
     (("--width", "1in"), "width 1.0 is out of range: set it to a finite number of at least 2"),
     (("--width", "50in"), "width 50 inches exceeds 20 inches"),
     (("--module", "mlp"), "module"),

@@ -3,8 +3,7 @@
 Source: GPT-2 (Radford et al. 2019, section 2.3) scales the output projections by 1/sqrt(number of residual layers) at
 initialization. This prediction is a control for Xiong et al., arXiv:2002.04745, theorem 1, whose exponent of -1/2 comes
 from the variance that the blocks add to the residual stream. If all blocks together add the same variance at every
-depth, the last block's gradient must not depend on depth. The embeddings must be small too. Otherwise the embeddings
-outweigh the blocks.
+depth, the last block's gradient must not depend on depth. The embeddings must be small, or they outweigh the blocks.
 
 Computed: the L2 norm of the gradient of the last block's second MLP matrix, in pre-norm with init `gpt2` and embeddings
 of standard deviation 0.02. The result for each seed is the least-squares slope of the norm's logarithm against ln L.
