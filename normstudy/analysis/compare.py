@@ -61,7 +61,7 @@ def heads(comparison: pd.DataFrame) -> tuple[list[str], list[str]]:
     share = (
         f"Share of runs that failed ({', '.join(FAILED[:-1])} or {FAILED[-1]}) by {by}, compared with the baseline "
         f"{base}. Brackets: exact 95 % intervals, not adjusted. p: Fisher's exact test. Verdicts use Holm's "
-        f"p: p adjusted for the {count_text(family, 'test')} in this table and the next."
+        f"p, adjusted for {count_text(family, 'test')} (all tests in this table and the next)."
     )
     loss = (
         f"Final validation loss (nats per token). Each run is paired with the run that has {base} and is otherwise the "

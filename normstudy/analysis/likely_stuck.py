@@ -34,7 +34,7 @@ def rule() -> Rule:
 
 
 def text_of(n: int) -> str:
-    """Describe `n` running runs that look stuck. Add how often runs that looked stuck ended stuck in past studies."""
+    """Describe `n` running runs that look stuck. State how many such runs of past studies were stuck at the end."""
     step, _, looked, stuck = rule()
     seen = f"of those that looked so at step {step} or after their warmup, {stuck} of {looked} were"
     return f"{n:,} likely stuck ({seen})"

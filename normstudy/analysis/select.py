@@ -18,7 +18,7 @@ KINDS = cfg.asked_types()
 # Conditions on runs: a mapping (column -> value or list of values), or texts like those given to --where.
 Where = Mapping[str, object] | Sequence[str]
 ORDER = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
-# A comma in --where precedes a new condition, such as peak_lr>=1e-3, or another value of the same condition.
+# A comma in --where precedes a new condition (such as peak_lr>=1e-3) or another value of the same condition.
 VALUE = r"""(?:"([^"]*)"|'([^']*)'|([^\s,'"](?:[^,]*[^\s,])?))"""
 PART = re.compile(rf"\s*(?:(\w+)\s*(!=|<=|>=|=|<|>)\s*)?{VALUE}\s*(?:,(?=.)|$)", re.DOTALL)
 

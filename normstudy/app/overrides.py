@@ -22,7 +22,7 @@ NOT_SWEPT = ("experiment", "study", "results_dir")  # a sweep has one experiment
 
 class FlagParser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
-        raise ConfigError(f"{message}: see the --help of normstudy run, sweep and critical")
+        raise ConfigError(f"{message}: see normstudy run --help, normstudy sweep --help or normstudy critical --help")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,10 +1,10 @@
 """Measure rows `a`, `b`, `g`, `i`, `j`, `l` of the benchmark: training speed, and the cost of recording norms.
 
 In rows a and i, normstudy has one single-threaded worker per core, trains batches as large as in a large sweep, and
-writes its tables. The plain loops write no files. Line a3 times a step's matrix products, each with the library that is
-fastest for it, and divides the sum by the time of the whole training step. In row b, one process trains three copies of
-the same runs, which alternate step by step. Row j compares a search with an equally accurate grid. The grid's time is
-computed: the grid's number of run-steps divided by the speed of plain loops, with one loop per core.
+writes its tables. The plain loops write no files. Line a3 measures each matrix product of a step with the fastest
+library, and divides the sum of these times by the time of the whole training step. In row b, one process trains three
+copies of the same runs, which alternate step by step. Row j compares a search with an equally accurate grid. The grid's
+time is computed: the grid's number of run-steps divided by the speed of plain loops, with one loop per core.
 """
 
 import contextlib

@@ -83,7 +83,7 @@ if __name__ == "__main__":
     # Use the system's temporary folder, because the path of wandb's socket must be short.
     with tempfile.TemporaryDirectory(prefix="normstudy-", ignore_cleanup_errors=True) as scratch:
         try:
-            # Set these before importing wandb: they keep wandb offline, and its caches in the folder `scratch`.
+            # Set these before importing wandb. They keep wandb offline, and move its caches into the folder `scratch`.
             os.environ |= {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
             os.environ |= {f"WANDB_{kind}_DIR": scratch for kind in ("CACHE", "CONFIG", "DATA", "ARTIFACT")}
             os.environ["TMPDIR"] = tempfile.tempdir = scratch

@@ -105,7 +105,7 @@ def _blocks(model: nn.Module, where: str | None) -> tuple[str, list[nn.Module]]:
 
 
 def _places(parameters: Sequence[str], prefix: str, n_blocks: int) -> dict[str, Place]:
-    """Return each parameter's place. If one name in the blocks matches no pattern, `_leaf` names all modules there."""
+    """Return each parameter's place. If a parameter in the blocks fits no pattern, `_leaf` names all their modules."""
     start = WRAPPED.sub("", f"{prefix}.") if prefix else ""
     within = re.compile(rf"{re.escape(start)}(\d+)\.(.+)") if n_blocks else re.compile(r"(?!)")
     plain = {name: WRAPPED.sub("", name) for name in parameters}

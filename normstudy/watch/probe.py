@@ -111,7 +111,7 @@ class Probe:
         if compiled is not None and (compiled.compiled_autograd_enabled or compiled.in_compiled_autograd_region):
             raise RuntimeError("compiled autograd is on, which watch does not support: train without it")
         self._tasks[task] = self._accumulations
-        # DDP's callback reduces the gradients. It may not be queued yet, so queue a callback that queues the reading.
+        # Read gradients after DDP's callback has reduced them. It may be queued later, so queue the reading after it.
         queue, reading = Variable._execution_engine.queue_callback, functools.partial(self._read_gradients, task)
         queue(Hook(functools.partial(queue, Hook(reading, self)), self))
         if self._unhooked:

@@ -61,7 +61,7 @@ class Stream:
         self._found: dict[int, list[tuple[int, Tensor, Tensor]]] = {}  # backward -> (point, mean square, gradient's)
         self._kept = -1  # the last backward through compiled blocks that kept its graph for another backward
         self._zero, self._one = (torch.full((), k, dtype=wide(device), device=device) for k in (0.0, 1.0))
-        # Mean squares of the last forward pass, at points without gradients. Each point has its own tensor.
+        # Mean squares of the stream in the last forward pass, at points that get no gradient. Each has its own tensor.
         self._squares = [self._zero.clone() for _ in range(self.points)]
         self._settled = [x._version for x in self._squares]
         self._key = next(_KEYS)

@@ -349,7 +349,7 @@ def test_the_tables_fit_and_say_what_they_show(study: Path, by: str) -> None:
     flat = " ".join(text.split())
     for words in (
         f"Share of runs that failed (stuck, collapsed or diverged) by {by}", "exact 95 % intervals, not adjusted",
-        f"p adjusted for the {comparison['family'].iloc[0]} test", "over the pairs in which neither run failed",
+        f"p, adjusted for {comparison['family'].iloc[0]} test", "over the pairs in which neither run failed",
         "95 % paired t intervals over seeds, not adjusted", "lies within 0.01", "1 crashed", "1 unpaired",
     ):  # fmt: skip
         assert words in flat

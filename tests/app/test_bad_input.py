@@ -301,7 +301,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("sweep seed=0,1 hydra.output_subdir=../tables hydra/launcher=basic", ["hydra.output_subdir ../tables"]),
     ("run --config-dir F experiment=moves", ["hydra.sweep.dir /elsewhere is not allowed"]),
     # a user's own file that Hydra would never read
-    ("sweep --config-dir F/shadow experiment=smoke", ["shadow/experiment/smoke.yaml has the name", "rename your file"]),
+    ("sweep --config-dir F/shadow experiment=smoke", ["shadow/experiment/smoke.yaml has the name", "rename it"]),
     ("sweep --config-dir F/shadow seed=0,1 model=big", ["shadow/model/default.yaml has the name of a shipped file"]),
     ("run hydra.searchpath=[file://F/shadow] experiment=smoke", ["shadow/experiment/smoke.yaml has the name"]),
     # words that other programs use, and null

@@ -90,7 +90,7 @@ def test_a_checkpoint_without_it_is_refused(tmp_path: Path, monkeypatch: pytest.
                 list(worker.train_halving(task_of(asked), after(LATE + 2)))
             (message,) = (m for m in worker.train_halving(task_of(asked), never) if m.notes)
             assert (
-                f"no validation loss of step {LATE} in the checkpoint; the run starts again from step 0"
+                f"older version lacks the validation loss of step {LATE}; the run starts again from step 0"
                 in message.notes[0]
             )
         execute.execute(planning.plan(asked), REQUEST)

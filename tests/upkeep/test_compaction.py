@@ -284,9 +284,12 @@ def test_compacting_goes_on_after_a_kill_between_the_renames(made: Path, between
 
 def test_between_the_renames_nobody_takes_the_study_for_an_empty_one(between: Path) -> None:
     for ask in (store.statuses, store.check_is_study, normstudy.load):
-        with pytest.raises(ConfigError, match="an interrupted compaction"):
+        with pytest.raises(ConfigError, match="a compaction was interrupted"):
             ask(between)
-    with pytest.raises(ConfigError, match="an interrupted compaction"), locks.hold_study(between, "run", shared=True):
+    with (
+        pytest.raises(ConfigError, match="a compaction was interrupted"),
+        locks.hold_study(between, "run", shared=True),
+    ):
         pass
     assert (between / files.OLD_TABLES).is_dir()
 

@@ -15,7 +15,7 @@ from normstudy.model.own import made_by
 from normstudy.model.transformer import Block, Transformer, norm_width
 
 # Differences up to this, relative to the largest value, count as rounding. Rounding in batches of different sizes
-# differs by about 1e-7. A broken rule shows more: one token changes even a mean over 4096 tokens by about 1e-4.
+# differs by about 1e-7. A broken rule causes larger differences: one token changes a mean over 4096 tokens by 1e-4.
 TOLERANCE = 1e-5
 
 
