@@ -102,7 +102,7 @@ def against_plain(race: Race, rounds: int) -> Iterator[Sample]:
 
 
 def equal_information(race: Race, rounds: int) -> Iterator[Sample]:
-    """Measure row `i` of the benchmark at one model size: normstudy's speed against plain loops that record norms."""
+    """Measure the benchmark's row i at one model size: normstudy's speed against plain loops that record norms."""
     race.add_normstudy(ProbeConfig(every=1))
     race.add_plain(EQUAL, "train_recorded", race.n)
     race.add_plain(HOOKS, "train_watched", race.n)

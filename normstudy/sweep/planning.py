@@ -25,7 +25,7 @@ RETRY = (
 )
 LARGEST = 2**44  # assumed largest memory of a cluster's machine in bytes
 
-# column -> the column that normally determines it. If two runs differ in both, the error omits the first.
+# column -> the column that normally determines it. If two runs differ in both, the error names only the latter.
 IMPLIED_BY = {"data_seed": "seed", "data_sha256": "data"}
 
 

@@ -300,7 +300,7 @@ def test_rowless_files_made_between_the_renames_hide_nothing(made: Path, between
 def test_runs_written_between_the_renames_stop_everything(between: Path) -> None:
     write_handmade_run(between, handmade_config(between.parent, seed=9))
     before = contents(between)
-    with pytest.raises(ConfigError, match="keep one of these two folders"), locks.hold_study(between, "normstudy sweep"):
+    with pytest.raises(ConfigError, match="keep one of these"), locks.hold_study(between, "normstudy sweep"):
         pass
     assert {k: v for k, v in contents(between).items() if k != locks.LOCK} == before
 
