@@ -212,7 +212,7 @@ def read(
     """
     check_is_study(Path(study_dir))
     every = table == "runs" and run_ids is None
-    # List the runs with windows before reading `runs`: a run that begins in between would seem to lack its row.
+    # List the runs with windows, then read `runs`. In the opposite order, a new run could seem to lack its row.
     began = runs_with_windows(Path(study_dir)) if every else set()
     compacted = gathered(Path(study_dir), "steps") if every else set()
     wanted = SCHEMAS[table].names if columns is None else {*SORT[table], *columns}

@@ -144,7 +144,7 @@ class Probe:
         probed = probed and not (self._running and self._calls > 1)
         self.stream.end(task, counts=probed)
         if probed:
-            # Read all gradients again, because the loop may have clipped some. For a nested backward, read only its own.
+            # Read all gradients again: the loop may have clipped some. For a nested backward, read only its own.
             self._norms |= self._gradient_norms(sorted(self._last) if self._tasks else range(len(self.params)))
             self._sample = next((block & self._last for block in reversed(self._blocks) if block & self._last), set())
         self.seconds += time.perf_counter() - began
