@@ -88,7 +88,7 @@ def _blocks(model: nn.Module, where: str | None) -> tuple[str, list[nn.Module]]:
         except AttributeError:
             found = []
         if not found:
-            raise ConfigError(f"blocks={where!r} is a path without modules below it: write a path such as model.layers")
+            raise ConfigError(f"blocks={where!r} has no modules below it: write a path such as model.layers")
         return where, found
     candidates = []
     for path, module in model.named_modules():
