@@ -61,7 +61,7 @@ def equivalence_test(differences: Floats, margin: float) -> float:
 
 def _error(differences: Floats) -> float:
     """Return the standard error of the mean."""
-    # The error of equal numbers must be 0, but rounding can make the numbers differ from their mean.
+    # The standard error of equal numbers must be 0, but rounding can make the numbers differ from their mean.
     return float(np.std(differences, ddof=1) / np.sqrt(len(differences))) if np.ptp(differences) else 0.0
 
 

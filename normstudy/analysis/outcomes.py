@@ -130,7 +130,7 @@ def outcomes(runs: pd.DataFrame, steps: pd.DataFrame) -> "pd.Series[str]":
 
 
 def _nearest(steps: pd.DataFrame, rows: Ints, n_steps: int) -> float:
-    """Return a watched run's validation loss at the step nearest to late_step, or NaN. Ignore the first third."""
+    """Return a watched run's loss nearest to late_step in the last two thirds of its steps, or NaN."""
     at, losses = steps["step"].to_numpy()[rows], steps["val_loss"].to_numpy(np.float64)[rows]
     known = np.flatnonzero(~np.isnan(losses) & (at >= n_steps // 3))
     return float(losses[known[np.abs(at[known] - late_step(n_steps)).argmin()]]) if len(known) else float("nan")

@@ -13,7 +13,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from normstudy.config import CONF_GROUPS, RunConfig, leaves
 from normstudy.errors import ConfigError, nearest
 
-# Other programs' names for keys. Names with similar letters, such as warmup, are omitted: `nearest` finds them.
+# Other programs' names for our keys. Names spelled like our key, such as warmup, are omitted: `nearest` finds it.
 OTHER_WORDS = {
     "lr": "schedule.peak_lr", "learning_rate": "schedule.peak_lr", "epochs": "schedule.n_steps",
     "depth": "model.n_layers", "width": "model.d_model", "hidden_size": "model.d_model", "batch": "data.batch_size",

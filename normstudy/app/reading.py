@@ -56,7 +56,7 @@ def replaced(owner: object, name: str, value: object) -> Iterator[None]:
 
 
 class Visitor(HydraOverrideVisitor):
-    """Parse overrides. Values of text keys and names of config files keep their text, and range() counts exactly."""
+    """Parse overrides. Keep values of text keys, and names of config files, as typed. Let range() count exactly."""
 
     def visitOverride(self, ctx: OverrideParser.OverrideContext) -> Override:
         self.path = [ctx.getChild(0).getText()]
