@@ -34,8 +34,8 @@ Known = defaultdict[tuple[Any, ...], int]  # list -> its index; a new list gets 
 class Numbers(NamedTuple):
     """What page.js reads.
 
-    grids: lists of steps. layouts: lists of (module, layer or None). runs: a run's key ->
-    the run's strings from `pack` and its indices into `grids` and `layouts`. probes: the maximum number of probed steps per run, or None for all.
+    grids: lists of steps. layouts: lists of (module, layer or None). runs: a run's key -> its strings from `pack`, and
+    its indices into `grids` and `layouts`. probes: the maximum number of probed steps per run, or None for all.
     """
 
     grids: list[tuple[int, ...]]

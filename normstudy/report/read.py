@@ -129,7 +129,7 @@ def _source(folder: Path, lacks: tuple[str, ...], where: Where) -> Source:
     found = re.search(r"^\*\*Question\.\*\* (.+?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
     question = printable(" ".join(found[1].split())) if found else ""
     settings = kept.read(folder)
-    # The page lists a run of two studies only under the first study, but the critical values of both studies need it.
+    # If a run belongs to two studies, the page lists it under the first, but the critical values of both need it.
     critical = "" if settings is None else answer.render(*answer.critical_values(folder, where))
     return Source(name, folder, question, _commands(folder, text), settings, critical, lacks)
 

@@ -35,7 +35,7 @@ def outcomes_at(edge: Edge, settings: Settings, rng: np.random.Generator) -> Cal
 
 
 def estimate(progress: Progress, settings: Settings) -> tuple[int, int, int]:
-    """Return the estimated edge FAIL, as positions: the median and the ends of the interval."""
+    """Return three positions for the edge FAIL (half of the runs fail): the median and the interval's ends."""
     found = posterior(count(FAIL, pairs_of(progress.outcomes, settings.axis)), *settings.ends)
     return found.quantile(0.5), *found.interval
 

@@ -110,8 +110,8 @@ def train_alone(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
 def train_halving(task: Task, stopping: Callable[[], bool]) -> Iterator[Message]:
     """Train a batch. If a batch of several runs crashes, split it into two halves and train each half the same way.
 
-    A run fails only if it crashes when trained alone. After a crash on a CPU, the other runs resume from their
-    checkpoints; on a GPU, they start from step 0. Raises StorageError, and DeviceLost if this process can no longer use its GPU.
+    A run fails only if it crashes when trained alone. After a crash, the other runs resume from their checkpoints; on a
+    GPU, they start from step 0. Raises StorageError, and DeviceLost if this process can no longer use its GPU.
     """
     import torch
 

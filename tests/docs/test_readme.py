@@ -101,7 +101,7 @@ def test_the_claims_in_words_have_the_numbers_of_the_tables(claims: dict[str, Ev
         f"power -{value(index)}",
         f"is {value(f'{pre}, step 0')} at initialization and {value(f'{pre}, step 599')} at the last step",
         f"of its {boundary['n_steps'].iloc[0]}-step runs, {failed.text} fail, two are unfinished and {learned.text}",
-        f"pre-norm gains from warmup too: at 6 layers, its loss falls by {value(f'{gain}0.03')} nats",
+        f"pre-norm gains from warmup too: its loss falls by {value(f'{gain}0.03')} nats",
         f"lower by {value(f'{behind}2 layers, 0.001, no warmup')} nats with 2 layers and by "
         f"{value(f'{behind}4 layers, 0.001, no warmup')} with 4",
         f"trails by {value(best)}",
