@@ -134,7 +134,7 @@ def memory_of(pid: int) -> Memory:
 
 
 def sweeps(scope: Scope) -> Iterator[Sample]:
-    """Measure row `c` of the benchmark: a sweep's overhead in time and memory, and a dry run's estimate of the time."""
+    """Measure row c of the benchmark: a sweep's overhead in time and memory, and a dry run's estimate of the time."""
     folder, seeds = scope.folder, MANY // 24 + 1
     for r in range(ROUNDS["c"][scope.quick]):
         start = dry_run(folder, "seed=range(0,2)")
@@ -183,7 +183,7 @@ def sweep(folder: Path, runs: int) -> tuple[float, float, int, int]:
 
 
 def starts(scope: Scope) -> Iterator[Sample]:
-    """Measure row `d` of the benchmark: the time of commands that train nothing."""
+    """Measure row d of the benchmark: the time of commands that train nothing."""
     timed([*NORMSTUDY, "sweep", *STUDY, f"results_dir={scope.folder}", "study=start", "seed=range(0,6)"])
     commands = {case: (words.format(scope.folder).split(), code) for case, (words, code, _) in STARTS.items()}
     for words, code in commands.values():
@@ -194,7 +194,7 @@ def starts(scope: Scope) -> Iterator[Sample]:
 
 
 def large_study(scope: Scope, size: Size | None = None) -> Iterator[Sample]:
-    """Measure row `f` of the benchmark: commands' time and memory for a large study, and libraries' time to read it."""
+    """Measure row f of the benchmark: commands' time and memory for a large study, and libraries' time to read it."""
     size = size or (QUICK if scope.quick else LARGE)
     compacted, swept = studies = [scope.folder / form.replace(" ", "-") for form in FORMS]
     write_study(swept, size)
@@ -214,7 +214,7 @@ def large_study(scope: Scope, size: Size | None = None) -> Iterator[Sample]:
 
 
 def reports(scope: Scope) -> Iterator[Sample]:
-    """Measure row `k` of the benchmark: the time, the memory and the size of `normstudy report`."""
+    """Measure row k of the benchmark: the time, the memory and the size of `normstudy report`."""
     for size in (QUICK,) if scope.quick else PAGES:
         study = scope.folder / f"study-{size.seeds}"
         write_study(study, size)

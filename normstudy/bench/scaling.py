@@ -1,4 +1,4 @@
-"""Measure row `e` of the benchmark: how CPU time grows with depth, width, sequence length, batch size and runs.
+"""Measure row e of the benchmark: how CPU time grows with depth, width, sequence length, batch size and runs.
 
 In theory, the time of a training step is proportional to the number of floating-point operations in its matrix
 products. Each part of a block is timed alone, forward and backward, while `n` = seq_len or `d` = d_model varies. POWERS
@@ -57,7 +57,7 @@ GOALS = [
 
 
 def measure(scope: Scope) -> Iterator[Sample]:
-    """Measure row `e` of the benchmark: the CPU time of whole training steps, and the CPU time of a block's parts."""
+    """Measure row e of the benchmark: the CPU time of whole training steps, and the CPU time of a block's parts."""
     for kind in (whole_steps, parts):
         yield from in_worker(kind, QUICK if scope.quick else FULL)
 

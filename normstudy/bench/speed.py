@@ -86,7 +86,7 @@ def of_cases(measure: Callable[[Race, int], Iterator[Sample]], row: str, scope: 
 
 
 def against_plain(race: Race, rounds: int) -> Iterator[Sample]:
-    """Measure row `a` of the benchmark at one model size: normstudy's speed against plain loops that record nothing."""
+    """Measure row a of the benchmark at one model size: normstudy's speed against plain loops that record nothing."""
     race.add_normstudy(ProbeConfig(dense_steps=0))
     race.add_plain(ALL_THREADS, "train", 1, threads=race.n)
     race.add_plain(PER_CORE, "train", race.n)
@@ -114,7 +114,7 @@ plain_loops, recording_loops = partial(of_cases, against_plain, "a"), partial(of
 
 
 def probing(scope: Scope) -> Iterator[Sample]:
-    """Measure row `b` of the benchmark: the cost of probes at each model size."""
+    """Measure row b of the benchmark: the cost of probes at each model size."""
     for case, rounds in ((D32_L4, 2),) if scope.quick else ((D32_L4, 9), (D64_L6, 7)):
         runs = batching.runs_per_batch(run_config(case), "cpu", len(os.sched_getaffinity(0)))
         yield from in_worker(probe_case, (case, runs, rounds))
@@ -133,7 +133,7 @@ def probed(case: Case, runs: int) -> dict[str, Iterator[object]]:
 
 
 def probe_case(job: tuple[Case, int, int]) -> Iterator[Sample]:
-    """Measure row `b` of the benchmark at one model size, in this process. job: (model size, runs, rounds)."""
+    """Measure row b of the benchmark at one model size, in this process. job: (model size, runs, rounds)."""
     case, runs, rounds = job
     batches, period = probed(case, runs), ProbeConfig().every
     for records in batches.values():
@@ -148,7 +148,7 @@ def probe_case(job: tuple[Case, int, int]) -> Iterator[Sample]:
 
 
 def searching(scope: Scope) -> Iterator[Sample]:
-    """Measure row `j` of the benchmark: the times of a search and of an equally accurate grid in plain loops."""
+    """Measure row j of the benchmark: the time of a search, and that of an equally accurate grid in plain loops."""
     from normstudy.search import simulate  # imports pandas
     from normstudy.search.settings import settings_of
 
@@ -165,7 +165,7 @@ def searching(scope: Scope) -> Iterator[Sample]:
 
 
 def on_gpu(scope: Scope) -> Iterator[Sample]:
-    """Measure row `g` of the benchmark, in this process: the speed and memory of many runs on one GPU."""
+    """Measure row g of the benchmark, in this process: the speed and memory of many runs on one GPU."""
     import torch
 
     from normstudy.bench import plain
@@ -196,7 +196,7 @@ def on_gpu(scope: Scope) -> Iterator[Sample]:
 
 
 def watching(scope: Scope) -> Iterator[Sample]:
-    """Measure row `l` of the benchmark: how much normstudy.watch, wandb.watch and Lightning slow down training."""
+    """Measure row l of the benchmark: how much normstudy.watch, wandb.watch and Lightning slow down training."""
     import torch
 
     torch.set_num_threads(1)

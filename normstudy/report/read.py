@@ -155,7 +155,7 @@ def command_of(run: "pd.Series[Any]") -> str:
     place = {column: native(column, run[column]) for column in cfg.dotted_keys() if column != "study"}
     for column, key in cfg.dotted_keys().items():
         group, _, leaf = key.rpartition(".")
-        # A group's file, unless it is the default file, may set any value of the group, so the command states all.
+        # A file that is not the group's default may set any value of the group. Then the command states all values.
         chosen = group in place and place[group] != base[group] and place[column] is not None
         if column == "study" or (column == "data_seed" and place[column] == place["seed"]):
             continue

@@ -25,7 +25,7 @@ RETRY = (
 )
 LARGEST = 2**44  # assumed largest memory of a cluster's machine in bytes
 
-# column -> the column that normally determines it. If two runs differ in both, the error names only the latter.
+# column -> its cause, a column that normally determines it. If runs differ in both, the error names the cause.
 IMPLIED_BY = {"data_seed": "seed", "data_sha256": "data"}
 
 
