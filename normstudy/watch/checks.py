@@ -107,7 +107,7 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     if kept["scaler"] is not None and not hasattr(kept["scaler"], "_scale"):
         raise ConfigError(f"scaler is of type {type(kept['scaler']).__name__}: give the torch.amp.GradScaler")
     if kept["names"] is not None and not callable(kept["names"]):
-        raise ConfigError(f"names {kept['names']!r} is not callable: give a function that takes a parameter's name")
+        raise ConfigError(f"names={kept['names']!r} is not callable: give a function that takes a parameter's name")
     kept["config"] = None if kept["config"] is None else _config(kept["config"])
     return {**kept, **_entropies(kept["unigram_entropy"], kept["bigram_entropy"])}
 

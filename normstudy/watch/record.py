@@ -42,8 +42,8 @@ def row_of(folder: Path, run_id: str) -> dict[str, Any]:
     row = parquet.read_row(folder, run_id) if re.fullmatch(r"[\w.+-]{1,99}", run_id, re.ASCII) else None
     if row is None:
         if run_id in tables.statuses(folder):
-            raise ConfigError(f"resume {run_id}: {folder} is compacted, so its runs cannot be resumed: start a new run")
-        raise ConfigError(f"resume {run_id!r} is not a run of {folder}: give one of its run ids")
+            raise ConfigError(f"resume={run_id}: {folder} is compacted, so its runs cannot be resumed: start a new run")
+        raise ConfigError(f"resume={run_id!r} is not a run of {folder}: give one of its run ids")
     return row
 
 

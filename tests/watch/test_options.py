@@ -43,7 +43,7 @@ CIRCULAR["self"] = CIRCULAR
         ({"results_dir": 7}, "results_dir 7 is not text"),
         ({"blocks": 3}, "blocks 3 is not text"),
         ({"blocks": "layers.9"}, "no modules below it"),
-        ({"names": 3}, "names 3 is not callable"),
+        ({"names": 3}, "names=3 is not callable"),
         ({"names": lambda name: None}, "must return a layer (a number or None) and a module"),
         ({"names": lambda name: ("0", "mlp")}, "must return a layer"),
         ({"names": lambda name: (-1, "mlp")}, "return a layer (0, 1, ...) and a module"),
