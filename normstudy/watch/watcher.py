@@ -27,7 +27,7 @@ from normstudy.watch import names as naming
 from normstudy.watch.numbers import Copy, Groups, Number
 from normstudy.watch.probe import Probe
 
-ROWS_AT_ONCE = 64  # number of steps per copy from the device
+ROWS_AT_ONCE = 64  # number of steps per copy from a GPU
 SECONDS = 60.0  # between two writes; if the program is killed, at most this time is lost
 
 
@@ -132,7 +132,8 @@ class Watch:
     def _collect(self) -> None:
         probe = self._probe
         assert probe is not None
-        if len(probe.rows) > ROWS_AT_ONCE or time.monotonic() - self._written > SECONDS:
+        most = 1 if self._groups.device.type == "cpu" else ROWS_AT_ONCE  # stored tensors slow down garbage collection
+        if len(probe.rows) > most or time.monotonic() - self._written > SECONDS:
             self._flush(probe, keep=1)
         if time.monotonic() - self._written > SECONDS:
             self._record.write()

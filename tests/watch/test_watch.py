@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import gc
 import io
 import json
 import math
@@ -866,3 +867,13 @@ def test_a_run_that_goes_on_keeps_what_it_was(tmp_path: Path, capfd: pytest.Capt
         3,
     )
     assert found.steps["step"].tolist() == list(range(8))
+
+
+def test_on_a_cpu_the_tensors_of_a_step_do_not_outlive_the_next_step(tmp_path: Path) -> None:
+    """Python collects garbage the more often the more tensors are alive: this cost 0.7 % of GPT-2's time."""
+    model = made(Encoder)
+    optimizer = adamw(model)
+    alive = []
+    with watched(model, optimizer, tmp_path, every=1):
+        plain_loop(model, optimizer, STEPS, log=lambda **_: alive.append(sum(map(torch.is_tensor, gc.get_objects()))))
+    assert max(alive[10:]) == max(alive[5:10])
