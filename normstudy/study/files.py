@@ -218,7 +218,7 @@ def finish_swap(study_dir: Path) -> None:
                 f"a compaction was interrupted, and {old} has the old tables, but {now} has newer files: keep one of "
                 f"these two folders, and move the other away"
             )
-        # If tables/ exists, a later command created it without rows. Remove it, because otherwise os.rename would fail.
+        # A later command may have created tables/, without rows. Remove it, because otherwise os.rename would fail.
         shutil.rmtree(now, ignore_errors=True)
         os.rename(new if new.is_dir() else old, now)
         fsync(study_dir)

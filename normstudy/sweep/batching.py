@@ -10,7 +10,7 @@ from normstudy.config.execution import workers_of
 # d32 L4 is a model with d_model 32 and 4 layers. Measured with two busy cores of an EPYC Zen 5 (torch 2.13, NumPy 2.4).
 #     d32 L4   -, 2.71, 2.23, 2.10, 2.05       d64 L2   -, 5.23, 5.26, 5.41, -
 #     d64 L6   13.9, 12.6, 13.1, 13.5, -       d128 L6  66.5, 70.3, -, -, -
-# So the residual streams of a batch have about CPU_STREAM numbers in total: smaller models get more runs.
+# Smaller models need more runs: choose as many as have residual streams of about CPU_STREAM numbers in total.
 CPU_STREAM = 2**19
 CPU_RUNS = (4, 32)  # fewest and most runs per batch
 GPU_RUNS = 1024  # most runs per batch; a larger batch would not train faster

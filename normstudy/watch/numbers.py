@@ -173,7 +173,7 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
 
     On a CPU, torch adds the squares of a tensor one after another. For four million equal numbers, such as Adam's first
     updates, its norm is off by 0.3 %. Therefore long tensors are split into rows, whose norms are combined in float64.
-    Norms outside ORDINARY are recomputed in float64. This check would wait for a GPU, so a GPU always uses `wide`.
+    Norms outside ORDINARY are recomputed in float64. On a GPU, to avoid this check, all norms are computed in `wide`.
     """
     tensors = [torch.view_as_real(x) if x.is_complex() else x.float() if x.itemsize == 1 else x for x in tensors]
     dtype = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32

@@ -95,7 +95,7 @@ class Stream:
         if torch.compiler.is_compiling():
             self._tap_compiled(point, x)
             return
-        # Checkpointing runs a block again inside the backward. Skip this second run if the first one was measured.
+        # Activation checkpointing computes a block again in the backward. Skip that if the block was measured before.
         inside = torch._C._current_graph_task_id() != -1
         if (inside and point in self._seen) or torch._C._functorch.is_functorch_wrapped_tensor(x):
             return
@@ -111,7 +111,7 @@ class Stream:
     def _tap_compiled(self, point: int, x: Tensor) -> None:
         """Measure a tensor while torch.compile traces its block, which allows only tensor operations."""
         if x.requires_grad and not x.is_leaf:
-            # At point 0, x may lie outside an activation checkpoint. Its hook then cannot use a tensor computed inside.
+            # At point 0, x may lie outside an activation checkpoint: its hook gets x, as tensors from inside are lost.
             source = torch.ops.normstudy.mean_square(x.detach(), self._key) if point else x
             x.register_hook(functools.partial(torch.ops.normstudy.take_gradient, source, self._key, point))  # type: ignore[no-untyped-call]
         else:

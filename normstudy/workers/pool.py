@@ -17,7 +17,7 @@ from normstudy.workers import worker
 from normstudy.workers.signals import Stop
 from normstudy.workers.task import Message, Task
 
-# This many consecutive workers may die before they begin a batch. The next such death counts as a crash of the batch.
+# Tolerate so many consecutive workers that die before they begin their batch. One more counts as a crash of the batch.
 FALSE_STARTS = 10
 
 
