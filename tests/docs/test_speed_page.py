@@ -97,12 +97,16 @@ def lines_of_missed_goals() -> list[str]:
     found = {folder: {(r.goal.row, r.goal.case, r.goal.title): r for r in results(folder)} for folder in FOLDERS}
     missed = {k: r for rs in found.values() for k, r in rs.items() if r.verdict == "not met" and k[0] != "a"}
     lines = [f"| row | what | goal | {' | '.join(map(cpu, FOLDERS))} |", "|---" * (3 + len(FOLDERS)) + "|"]
-    for key, first in sorted(missed.items(), key=lambda item: [*found[BENCH]].index(item[0])):
+    order = [*dict.fromkeys(key for of in [BENCH, *FOLDERS] for key in found[of])]
+    for key, first in sorted(missed.items(), key=lambda item: order.index(item[0])):
         row, case, title = key
         what = title if title == case else f"{case}: {title}"
         unit = f" {first.unit}".rstrip()
         cells = []
         for folder in FOLDERS:
+            if key not in found[folder]:
+                cells.append("not measured")
+                continue
             text = three_digits(found[folder][key].median) + unit
             cells.append(f"**{text}**" if found[folder][key].verdict == "not met" else text)
         lines.append(f"| {row} | {what} | {first.goal.sense} {first.goal.limit:g}{unit} | {' | '.join(cells)} |")
