@@ -148,14 +148,14 @@ def _ignored_axes(sweeper: object, overrides: object) -> str:
 
 
 def _call_hydra(application: Application, argv: list[str]) -> None:
-    call = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(application)
+    base = "critical" if application.searches else "config"
     theirs = dict(Singleton._instances)
     for kind in (GlobalHydra, HydraConfig):  # so that a Hydra application can call normstudy
         Singleton._instances.pop(kind, None)
     try:
         # hydra.main reads only sys.argv. Set the variable MARK only here, so that later child processes do not get it.
         with reading.replaced(sys, "argv", [sys.argv[0], *argv]), _variable(MARK, _mark()):
-            call()
+            hydra.main(config_path=str(conf_dir()), config_name=base, version_base="1.3")(application)()
     finally:
         Singleton._instances.update(theirs)
 

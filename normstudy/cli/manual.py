@@ -187,8 +187,8 @@ COMMAND_HELP: dict[str, tuple[Block, ...]] = {
             "seed=": "seed of the first run; every run has another seed",
             "--dry-run": "print how many runs the search and an equally precise grid would need; train nothing",
         },
-        "All other keys and flags are those of normstudy sweep. If you repeat the command, the search "
-        "continues where it stopped. docs/critical.md explains the method, and what the values mean.",
+        "All other keys and flags are those of normstudy sweep, but schedule.n_steps is 300 by default. If you repeat "
+        "the command, the search continues where it stopped. docs/critical.md explains method and values.",
     ),
     "plot": (
         "normstudy plot STUDY: draw the figures of a study (a folder such as results/warmup) from its tables alone.",

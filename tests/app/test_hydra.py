@@ -33,7 +33,7 @@ from normstudy.analysis.outcomes import MEANING
 from normstudy.app import errors, jobs, plan
 from normstudy.app.compose import conf_dir, to_run_config
 from normstudy.cli import main as cli
-from normstudy.config import ConfigError, RunConfig
+from normstudy.config import ConfigError, RunConfig, ScheduleConfig
 from normstudy.study import checkpoints, schema
 from normstudy.study import tables as store
 
@@ -87,13 +87,15 @@ def shown(capfd: Capture, *words: str) -> dict[str, object]:
 # ---- composition --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["run", "sweep"])
-def test_cfg_job_shows_the_defaults_of_the_dataclasses(command: str, capfd: Capture) -> None:
-    expected = dataclasses.asdict(RunConfig())
+@pytest.mark.parametrize(("command", "n_steps"), [("run", 600), ("sweep", 600), ("critical", 300)])
+def test_cfg_job_shows_the_defaults_of_the_dataclasses(command: str, n_steps: int, capfd: Capture) -> None:
+    expected = dataclasses.asdict(RunConfig(schedule=ScheduleConfig(n_steps=n_steps)))
     got = shown(capfd, command, "--cfg", "job")
     assert got["data_seed"] == "${seed}"
     resolved = shown(capfd, command, "--cfg", "job", "--resolve")
     assert resolved == {**expected, "optimizer": {**expected["optimizer"], "eps": 1e-8}}
+    assert shown(capfd, command, "experiment=smoke", "--cfg", "job")["schedule"]["n_steps"] == 200
+    assert shown(capfd, command, "schedule={n_steps:7}", "--cfg", "job")["schedule"]["n_steps"] == 7
 
 
 def test_cfg_job_shows_an_experiments_base_values_and_cfg_hydra_its_axes(capfd: Capture) -> None:

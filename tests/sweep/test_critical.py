@@ -270,7 +270,10 @@ def test_a_dry_run_says_what_to_expect_and_writes_nothing(here: Path, capsys: py
 
 @pytest.mark.packages
 def test_another_launcher_a_text_and_a_block_of_one_s_own(here: Path) -> None:
-    """Joblib trains the rounds, one run a process, to the tables of our launcher. Its processes find text and block."""
+    """Joblib trains the rounds, one run a process, to the tables of our launcher. Its processes find text and block.
+
+    They also train a search's default number of steps.
+    """
     (here / "mine.txt").write_bytes(Path(__file__).read_bytes() * 8)
     for name, text in {
         "own_pkg/blocks.py": "from own_pkg.helper import f\n",
@@ -283,10 +286,12 @@ def test_another_launcher_a_text_and_a_block_of_one_s_own(here: Path) -> None:
     words += ["search.max_runs=10", "data=file", "data.path=mine.txt"]
     theirs = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "results_dir=theirs"]
     # In a new process, since the joblib workers of this one may have another working directory.
-    done = finish(["critical", *TINY, *words, *theirs], here)
+    default = ["critical", *(word for word in TINY if word != "schedule.n_steps=30")]
+    done = finish([*default, *words, *theirs], here)
     assert done.returncode == 0, done.stderr
-    assert critical(*words) == 0
+    assert main([*default, *words]) == 0
     assert_same_tables(here / "results/1.10", here / "theirs/1.10")
+    assert set(tables.read(here / "theirs/1.10", "runs")["n_steps"]) == {300}
     sha256 = tables.read(here / "theirs/1.10", "runs")["placement_sha256"]
     assert set(sha256) == {sources.source_sha256("own_pkg.blocks:f")}
     assert not list(here.rglob("__pycache__"))
