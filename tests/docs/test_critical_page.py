@@ -8,6 +8,8 @@ import pandas as pd
 from pages import ROOT, block, page
 
 from normstudy.analysis.grid import markdown_table
+from normstudy.bench.speed import GRID
+from normstudy.bench.subjects import NORMSTUDY
 from normstudy.search.posterior import LAPSES, PAD, WIDTHS
 from normstudy.search.rounds import REPEATS, ROUND, SENTINELS
 
@@ -49,7 +51,49 @@ def table(frame: pd.DataFrame) -> list[str]:
 
 def test_the_page_shows_the_table() -> None:
     assert block(TEXT, "simulated").splitlines() == table(stored())
-    assert f"{stored()['seconds_100_cells'].iloc[0]:.2f} s" in TEXT
+
+
+def goals() -> list[str]:
+    """The goals of a search, what was measured, and whether it meets the goal."""
+    frame = stored()
+    kind = {name: frame[frame["kind"] == name] for name in ("edge", "band", "end")}
+    plain = kind["edge"][kind["edge"]["lapse"] == 0]
+    narrow, wide = (kind["edge"][(kind["edge"]["width"] < 0.2) == below] for below in (True, False))
+    plain = plain[plain["width"] < 0.2].set_index("width")
+    midpoint, by_posterior = (plain[grid] / plain["runs"] for grid in ("grid_midpoint", "grid_posterior"))
+    timed = pd.read_parquet(ROOT / "results" / "bench" / "xeon-avx512" / "j.parquet")
+    timed = timed[timed["metric"] == "seconds"].pivot_table(index="round", columns="subject", values="value")
+    seconds = timed[GRID] / timed[NORMSTUDY]
+    assert midpoint.notna().tolist() == [True, False, False]
+    covered, told = 100 * kind["edge"].groupby("width")["coverage"].min(), 100 * narrow["told"].max()
+    rows = [
+        ("runs of a grid, read at its midpoint / of a search", "at least 3",
+         f"{midpoint.iloc[0]:.3g} at width 0.03; at 0.08 and 0.15 no simulated grid is as accurate",
+         midpoint.iloc[0] >= 3),
+        ("runs of a grid, read by the same posterior / of a search", "at least 2",
+         f"{by_posterior.min():.3g} to {by_posterior.max():.3g}", by_posterior.min() >= 2),
+        ("seconds of such a grid in one plain loop per core / of a search", "at least 3",
+         f"{seconds.median():.3g} [{seconds.min():.3g}, {seconds.max():.3g}]", seconds.median() >= 3),
+        ("coverage up to width 0.15", "at least 92 %", f"{covered[covered.index < 0.2].min():.1f} %",
+         narrow["coverage"].min() >= 0.92),
+        ("coverage at width 0.25", "at least 90 %", f"{covered[0.25]:.1f} %", wide["coverage"].min() >= 0.9),
+        ("bias of an edge", "at most 0.02 decades", f"{kind['edge']['bias'].abs().max():.3f}",
+         kind["edge"]["bias"].abs().max() <= 0.02),
+        ("a band is told", "at least 90 %", f"{100 * kind['band']['told'].min():.1f} %",
+         kind["band"]["told"].min() >= 0.9),
+        ("a band is told, but there is none, up to width 0.15", "at most 5 %", f"{told:.1f} %", told <= 5),
+        ("the same at width 0.25", "at most 5 %", f"{100 * wide['told'].max():.1f} %", wide["told"].max() <= 0.05),
+        ("runs if the edge is the end of the range", "at most 40", f"{kind['end']['runs'].max():.0f}",
+         kind["end"]["runs"].max() <= 40),
+        ("seconds to choose the sixth round of 100 cells", "at most 0.2", f"{frame['seconds_100_cells'].max():.2f}",
+         frame["seconds_100_cells"].max() <= 0.2),
+    ]  # fmt: skip
+    cells = [[what, goal, measured, "met" if met else "not met"] for what, goal, measured, met in rows]
+    return markdown_table(["what", "goal", "measured", "verdict"], cells, (), compact=True)
+
+
+def test_the_page_says_which_goals_are_met() -> None:
+    assert block(TEXT, "goals").splitlines() == goals()
 
 
 def test_what_the_simulations_must_show() -> None:
